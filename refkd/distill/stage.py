@@ -1,0 +1,89 @@
+"""A method is a sequence of stages; a stage is an objective and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from refkd.dispatch import Array
+from refkd.distill.objective import Objective
+from refkd.errors import ConfigError, check_positive
+
+__all__ = ["Optimizer", "Schedule", "Stage"]
+
+
+class Optimizer(Protocol):
+    """What a stage asks of an optimiser; :mod:`refkd.train.optim` has them."""
+
+    @property
+    def lr(self) -> float:
+        """The base learning rate."""
+        ...
+
+    def init(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the state before the first step."""
+        ...
+
+    def update(
+        self,
+        params: Mapping[str, Array],
+        grads: Mapping[str, Array],
+        state: Mapping[str, Array],
+        *,
+        lr: float,
+    ) -> None:
+        """Write one step into ``params`` and ``state``."""
+        ...
+
+
+class Schedule(Protocol):
+    """What a stage asks of a schedule; :mod:`refkd.train.schedule` has them."""
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor on the base learning rate at ``step`` of ``total``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One objective and how it is trained.
+
+    Attributes
+    ----------
+    objective : Objective
+    optimizer : Optimizer
+    schedule : Schedule
+    epochs : int
+    batch_size : int
+    clip_norm : float or None
+        Gradients are scaled down to this global norm.
+    ema_decay : float or None
+        With it, the stage ends with an exponential moving average of the parameters.
+    start_from : mapping of str to str
+        Networks that begin as a copy of another: ``{"student": "teacher"}``.
+
+    Raises
+    ------
+    ConfigError
+        On construction, if a value is out of range.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
+    epochs: int
+    batch_size: int
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    start_from: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"Stage: {name} must be an integer >= 1, got {value!r}")
+        if self.clip_norm is not None:
+            check_positive("Stage", "clip_norm", self.clip_norm)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"Stage: ema_decay must be in [0, 1), got {self.ema_decay!r}")

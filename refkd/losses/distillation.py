@@ -1,0 +1,225 @@
+"""The distillation loss of any :class:`KDSpec`, forward and backward, and its checked front door.
+
+The forward KL and the cross-entropy on soft targets, which have one gradient, run
+through the fused kernel pair ``softmax_kd``; the other divergences are composed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from refkd.dispatch import Array, namespace
+from refkd.errors import DataError, ShapeError, check_float_dtypes
+from refkd.losses.cross_entropy import (
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from refkd.losses.kd import softmax_kd_backward, softmax_kd_forward
+from refkd.losses.kl import softmax_kl_backward, softmax_kl_forward
+from refkd.losses.reduction import divisor
+from refkd.losses.regression import mse_backward, mse_forward
+from refkd.losses.spec import KDSpec
+from refkd.ops.softmax import log_softmax_forward, softmax_backward, softmax_forward
+
+__all__ = ["KDTerms", "distillation_loss", "kd_backward", "kd_forward"]
+
+
+class KDTerms(NamedTuple):
+    """The loss and its two terms, each an array of shape ().
+
+    ``loss`` = hard_weight · ``hard`` + soft_weight · [T²] · ``soft``.
+    """
+
+    loss: Array
+    hard: Array
+    soft: Array
+
+
+def distillation_loss(
+    student_logits: Array, teacher_logits: Array, labels: Array | None, spec: KDSpec
+) -> tuple[float, Array]:
+    """Return the value of the distillation loss and its gradient, with everything checked.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : array, shape (B, C), float32 or float64
+    labels : integer array, shape (B,), or None
+        Class indices in [0, C). None is allowed where ``spec.hard_weight`` is 0.
+    spec : KDSpec
+
+    Returns
+    -------
+    value : float
+    dstudent_logits : array, shape (B, C)
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the arguments do not fit together.
+    DataError
+        If logits are NaN or infinite, or a label is outside [0, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z, v = np.array([[1.0, 2.0, 0.0]]), np.array([[0.0, 3.0, 1.0]])
+    >>> spec = KDSpec.preset("hinton", temperature=2.0, alpha=0.5)
+    >>> value, dz = distillation_loss(z, v, np.array([1]), spec)
+    >>> round(value, 4), bool(abs(dz.sum()) < 1e-15)
+    (0.3551, True)
+    """
+    where = "distillation_loss"
+    check_float_dtypes(where, student_logits=student_logits, teacher_logits=teacher_logits)
+    _check_finite(where, student_logits=student_logits, teacher_logits=teacher_logits)
+    if labels is not None:
+        _check_label_range(where, labels, student_logits.shape[-1])
+    terms, saved = kd_forward(student_logits, teacher_logits, labels, spec)
+    return float(terms.loss), kd_backward(1.0, saved, labels, spec)
+
+
+def kd_forward(
+    student_logits: Array, teacher_logits: Array, labels: Array | None, spec: KDSpec
+) -> tuple[KDTerms, tuple[Array, ...]]:
+    """Return the terms of the distillation loss and what :func:`kd_backward` needs.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : array, shape (B, C)
+    labels : integer array, shape (B,), or None where ``spec.hard_weight`` is 0
+    spec : KDSpec
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the arguments do not fit together. Values are not checked:
+        see :func:`distillation_loss`.
+    """
+    if labels is None and spec.hard_weight != 0:
+        raise ShapeError(f"kd_forward: hard_weight={spec.hard_weight} needs labels, got None")
+    if spec.divergence in ("kl", "cross_entropy"):
+        loss, hard, soft, q, s, t = softmax_kd_forward(
+            student_logits, teacher_logits, labels, **_kernel_options(spec)
+        )
+        terms = KDTerms(loss, hard, soft)
+        if spec.divergence == "cross_entropy":
+            terms = _add_entropy(terms, t, teacher_logits, spec)
+        return terms, (q, s, t)
+    soft, saved = _SOFT_FORWARD[spec.divergence](student_logits, teacher_logits, spec)
+    if labels is None:
+        return KDTerms(spec.effective_soft_weight * soft, soft * 0, soft), saved
+    hard, log_q = softmax_cross_entropy_forward(student_logits, labels)
+    loss = spec.hard_weight * hard + spec.effective_soft_weight * soft
+    return KDTerms(loss, hard, soft), (*saved, log_q)
+
+
+def kd_backward(
+    dloss: Array | float, saved: tuple[Array, ...], labels: Array | None, spec: KDSpec
+) -> Array:
+    """Backward of :func:`kd_forward` with respect to the student's logits.
+
+    Parameters
+    ----------
+    dloss : float or array, shape ()
+        Cotangent of ``terms.loss``.
+    saved : tuple of array
+        From the forward.
+    labels, spec
+        As in the forward.
+
+    Returns
+    -------
+    dstudent_logits : array, shape (B, C)
+
+    Notes
+    -----
+    Linear in the terms, so the sum of their gradients, each derived beside its kernel::
+
+        kl, cross_entropy    w (s − t)/(T R)
+        reverse_kl           w s⊙(ℓ − ⟨s, ℓ⟩)/(T R)     ℓ = log s − log t
+        mse_probabilities    2w s⊙(d − ⟨s, d⟩)/(T R)    d = s − t
+    """
+    if spec.divergence in ("kl", "cross_entropy"):
+        q, s, t = saved
+        return softmax_kd_backward(dloss, q, s, t, labels, **_kernel_options(spec))
+    dsoft = spec.effective_soft_weight * dloss
+    dz = _SOFT_BACKWARD[spec.divergence](dsoft, saved, spec)
+    if labels is None:
+        return dz
+    return dz + softmax_cross_entropy_backward(spec.hard_weight * dloss, saved[-1], labels)
+
+
+def _check_finite(where: str, **arrays: Array) -> None:
+    for name, array in arrays.items():
+        if not bool(namespace(array).isfinite(array).all()):
+            raise DataError(
+                f"{where}: {name} must be finite, got NaN or infinity; "
+                f"look for it in the network's inputs and parameters"
+            )
+
+
+def _check_label_range(where: str, labels: Array, classes: int) -> None:
+    # Dtype and shape are the kernel's to check; here only what it would not notice.
+    kind = getattr(getattr(labels, "dtype", None), "kind", "O")
+    if kind in "iu" and labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise DataError(
+            f"{where}: labels must lie in [0, {classes}), "
+            f"got values from {int(labels.min())} to {int(labels.max())}; none is ignored"
+        )
+
+
+def _kernel_options(spec: KDSpec) -> dict[str, Any]:
+    return {
+        "temperature": spec.temperature,
+        "hard_weight": spec.hard_weight,
+        "soft_weight": spec.effective_soft_weight,
+        "reduction": spec.reduction,
+    }
+
+
+def _add_entropy(terms: KDTerms, t: Array, teacher_logits: Array, spec: KDSpec) -> KDTerms:
+    # H(t, s) = KL(t ‖ s) + H(t), the teacher's entropy: a constant to the student.
+    log_t = log_softmax_forward(teacher_logits, temperature=spec.temperature)
+    count = divisor(spec.reduction, examples=t.shape[0], elements=t.size)
+    entropy = -(t * log_t).sum() / count
+    loss = terms.loss + spec.effective_soft_weight * entropy
+    return KDTerms(loss, terms.hard, terms.soft + entropy)
+
+
+def _reverse_kl_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
+    soft, log_s, log_t = softmax_kl_forward(
+        z, v, temperature=spec.temperature, reduction=spec.reduction
+    )
+    return soft, (log_s, log_t)
+
+
+def _reverse_kl_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
+    dz, _ = softmax_kl_backward(
+        dsoft,
+        saved[0],
+        saved[1],
+        temperature=spec.temperature,
+        reduction=spec.reduction,
+        need_dq=False,
+    )
+    return dz
+
+
+def _mse_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
+    s = softmax_forward(z, temperature=spec.temperature)
+    t = softmax_forward(v, temperature=spec.temperature)
+    soft = mse_forward(s, t, reduction="sum") / _mse_divisor(s, spec)
+    return soft, (s, t)
+
+
+def _mse_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
+    s, t = saved[:2]
+    ds, _ = mse_backward(dsoft / _mse_divisor(s, spec), s, t, reduction="sum")
+    return softmax_backward(ds, s, temperature=spec.temperature)
+
+
+def _mse_divisor(s: Array, spec: KDSpec) -> int:
+    return divisor(spec.reduction, examples=s.shape[0], elements=s.size)
+
+
+_SOFT_FORWARD = {"reverse_kl": _reverse_kl_forward, "mse_probabilities": _mse_forward}
+_SOFT_BACKWARD = {"reverse_kl": _reverse_kl_backward, "mse_probabilities": _mse_backward}

@@ -1,0 +1,136 @@
+"""Losses on differences: mean squared error and Huber, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refkd.dispatch import Array, kernel, namespace
+from refkd.errors import check_float_dtypes, check_positive, check_same_shape
+from refkd.losses.reduction import check_reduction, divisor
+
+__all__ = ["huber_backward", "huber_forward", "mse_backward", "mse_forward"]
+
+
+@kernel
+def mse_forward(input: Array, target: Array, *, reduction: str = "mean") -> Array:
+    """Return L = (input − target)², reduced over the elements.
+
+    Parameters
+    ----------
+    input, target : array, any one shape
+    reduction : {"mean", "sum", "none"}
+        Over all elements.
+
+    Returns
+    -------
+    loss : array, shape (), or the shape of input for ``"none"``
+
+    Raises
+    ------
+    ShapeError, DtypeError, ConfigError
+        If shapes, dtypes or the reduction do not fit.
+    """
+    _check("mse_forward", reduction, input, target)
+    difference = input - target
+    return _reduce(difference * difference, reduction)
+
+
+@kernel
+def mse_backward(
+    dloss: Array | float, input: Array, target: Array, *, reduction: str = "mean"
+) -> tuple[Array, Array]:
+    """Backward of :func:`mse_forward`.
+
+    Returns
+    -------
+    dinput, dtarget : array, the shape of input
+
+    Notes
+    -----
+    d(x − y)²/dx = 2(x − y) = −d(x − y)²/dy, divided by the number of elements for
+    ``"mean"``.
+    """
+    _check("mse_backward", reduction, input, target)
+    dinput = (input - target) * (2 * dloss / _elements(input, reduction))
+    return dinput, -dinput
+
+
+@kernel
+def huber_forward(
+    input: Array, target: Array, *, delta: float = 1.0, reduction: str = "mean"
+) -> Array:
+    """Return the Huber loss: d²/2 where |d| ≤ δ, δ(|d| − δ/2) beyond, d = input − target.
+
+    Parameters
+    ----------
+    input, target : array, any one shape
+    delta : float, > 0
+        Where the parabola meets its tangents.
+    reduction : {"mean", "sum", "none"}
+        Over all elements.
+
+    Returns
+    -------
+    loss : array, shape (), or the shape of input for ``"none"``
+
+    Raises
+    ------
+    ShapeError, DtypeError, ConfigError
+        If shapes, dtypes or options do not fit.
+
+    References
+    ----------
+    Huber: Robust Estimation of a Location Parameter, Ann. Math. Statist. 35 (1964).
+    """
+    xp = _check("huber_forward", reduction, input, target)
+    check_positive("huber_forward", "delta", delta)
+    d = input - target
+    magnitude = xp.where(d.real < 0, -d, d)
+    quadratic = 0.5 * d * d
+    linear = delta * (magnitude - 0.5 * delta)
+    return _reduce(xp.where(magnitude.real <= delta, quadratic, linear), reduction)
+
+
+@kernel
+def huber_backward(
+    dloss: Array | float,
+    input: Array,
+    target: Array,
+    *,
+    delta: float = 1.0,
+    reduction: str = "mean",
+) -> tuple[Array, Array]:
+    """Backward of :func:`huber_forward`.
+
+    Returns
+    -------
+    dinput, dtarget : array, the shape of input
+
+    Notes
+    -----
+    The slope is d inside and ±δ outside, which is d clipped to [−δ, δ]; it is
+    continuous, so |d| = δ needs no convention.
+    """
+    xp = _check("huber_backward", reduction, input, target)
+    check_positive("huber_backward", "delta", delta)
+    d = input - target
+    slope = xp.where(d.real > delta, delta, xp.where(d.real < -delta, -delta, d))
+    dinput = slope * (dloss / _elements(input, reduction))
+    return dinput, -dinput
+
+
+def _reduce(values: Array, reduction: str) -> Array:
+    if reduction == "none":
+        return values
+    return values.sum() / _elements(values, reduction)
+
+
+def _elements(values: Array, reduction: str) -> int:
+    return divisor(reduction, examples=values.size, elements=values.size)
+
+
+def _check(where: str, reduction: str, input: Array, target: Array) -> Any:
+    check_float_dtypes(where, input=input, target=target)
+    check_same_shape(where, input=input, target=target)
+    check_reduction(where, reduction, tuple(input.shape))
+    return namespace(input)

@@ -1,0 +1,54 @@
+"""The multilayer perceptron of the MNIST distillation experiments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from refkd.errors import ConfigError
+from refkd.nn.activation import Flatten, ReLU
+from refkd.nn.dropout import Dropout
+from refkd.nn.layer import Layer
+from refkd.nn.linear import Linear
+from refkd.nn.sequential import Sequential
+
+__all__ = ["mlp"]
+
+
+def mlp(
+    *, in_features: int, hidden: Sequence[int], num_classes: int, dropout: float = 0.0
+) -> Sequential:
+    """Return in_features → hidden ... → num_classes, each hidden layer relu(dropout(linear)).
+
+    Parameters
+    ----------
+    in_features : int
+        Values per example; the input is flattened from (N, ...).
+    hidden : sequence of int
+        Widths of the hidden layers; may be empty.
+    num_classes : int
+    dropout : float, in [0, 1]
+        Drop probability after each hidden linear layer.
+
+    Returns
+    -------
+    Sequential
+        With parameters ``fc1.weight``, ``fc1.bias``, ``fc2.weight``, ...
+
+    Raises
+    ------
+    ConfigError
+        If a width is not a positive integer.
+    """
+    widths = (in_features, *hidden, num_classes)
+    for width in widths:
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ConfigError(f"mlp: widths must be positive integers, got {widths}")
+    layers: list[tuple[str, Layer]] = [("flatten", Flatten())]
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
+        layers.append((f"fc{i}", Linear(fan_in, fan_out)))
+        if i <= len(hidden):
+            if dropout:
+                layers.append((f"dropout{i}", Dropout(dropout)))
+            layers.append((f"relu{i}", ReLU()))
+    return Sequential(tuple(layers))

@@ -1,0 +1,77 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refkd.dispatch import Array
+from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
+from refkd.ops.linear import linear_backward, linear_forward
+
+__all__ = ["Linear"]
+
+
+class LinearCache(NamedTuple):
+    x: Array
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """y = x Wᵀ + b over the last axis.
+
+    Attributes
+    ----------
+    in_features, out_features : int
+    bias : bool
+        Whether there is a b.
+
+    Notes
+    -----
+    Initialised as ``torch.nn.Linear``: W and b uniform in ±1/√in_features.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+
+    def shapes(self) -> tuple[Shapes, Shapes]:
+        shapes: Shapes = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes["bias"] = (self.out_features,)
+        return shapes, {}
+
+    def init(
+        self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
+    ) -> tuple[Arrays, Arrays]:
+        bound = 1 / math.sqrt(self.in_features)
+        shapes, _ = self.shapes()
+        return {n: rng.uniform(-bound, bound, s).astype(dtype) for n, s in shapes.items()}, {}
+
+    def forward(
+        self,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        x: Array,
+        *,
+        train: bool,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Array, LinearCache]:
+        return linear_forward(x, params["weight"], params.get("bias")), LinearCache(x)
+
+    def backward(
+        self,
+        params: Mapping[str, Array],
+        cache: LinearCache,
+        dy: Array,
+        *,
+        need_dx: bool = True,
+        taps: Mapping[str, Array] | None = None,
+    ) -> tuple[Array | None, Arrays]:
+        check_no_taps(self, taps)
+        dx, dweight, dbias = linear_backward(dy, cache.x, params["weight"], need_dx=need_dx)
+        return dx, {"weight": dweight, "bias": dbias} if self.bias else {"weight": dweight}

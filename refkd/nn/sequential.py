@@ -1,0 +1,150 @@
+"""Layers in a row, named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refkd.dispatch import Array, namespace
+from refkd.errors import ConfigError
+from refkd.nn.layer import (
+    Arrays,
+    Layer,
+    Shapes,
+    add_cotangents,
+    add_prefix,
+    check_no_taps,
+    split_by_prefix,
+)
+
+__all__ = ["Sequential"]
+
+
+class SequentialCache(NamedTuple):
+    children: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Sequential(Layer):
+    """Apply the layers in order; the feature ``name`` is what the layer ``name`` returns.
+
+    Attributes
+    ----------
+    layers : tuple of (str, Layer)
+        Names are unique and hold no dot. A layer without parameters keeps its name
+        out of the ``state_dict``.
+
+    Raises
+    ------
+    ConfigError
+        On construction, for a name that is repeated, empty or dotted.
+    """
+
+    layers: tuple[tuple[str, Layer], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.layers]
+        if len(set(names)) < len(names) or any("." in n or not n for n in names):
+            raise ConfigError(
+                f"Sequential: names must be unique, not empty and without dots, got {names}"
+            )
+
+    @classmethod
+    def numbered(cls, *layers: Layer) -> Sequential:
+        """Name the layers "0", "1", ... as ``torch.nn.Sequential`` does."""
+        return cls(tuple((str(i), layer) for i, layer in enumerate(layers)))
+
+    def shapes(self) -> tuple[Shapes, Shapes]:
+        params: Shapes = {}
+        state: Shapes = {}
+        for name, layer in self.layers:
+            layer_params, layer_state = layer.shapes()
+            params |= add_prefix(name, layer_params)
+            state |= add_prefix(name, layer_state)
+        return params, state
+
+    def init(
+        self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
+    ) -> tuple[Arrays, Arrays]:
+        params: Arrays = {}
+        state: Arrays = {}
+        for name, layer in self.layers:
+            layer_params, layer_state = layer.init(rng, dtype=dtype)
+            params |= add_prefix(name, layer_params)
+            state |= add_prefix(name, layer_state)
+        return params, state
+
+    def forward(
+        self,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        x: Any,
+        *,
+        train: bool,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Any, SequentialCache]:
+        params_of, state_of = split_by_prefix(params), split_by_prefix(state)
+        caches, outputs = [], []
+        for name, layer in self.layers:
+            x, cache = layer.forward(
+                params_of.get(name, {}), state_of.get(name, {}), x, train=train, rng=rng
+            )
+            caches.append(cache)
+            outputs.append(x)
+        return x, SequentialCache(tuple(caches), tuple(outputs))
+
+    def backward(
+        self,
+        params: Mapping[str, Array],
+        cache: SequentialCache,
+        dy: Any,
+        *,
+        need_dx: bool = True,
+        taps: Mapping[str, Array] | None = None,
+    ) -> tuple[Any, Arrays]:
+        """Walk the layers in reverse.
+
+        Notes
+        -----
+        For y = f_n(... f_1(x)) the chain rule hands each layer the cotangent of its
+        output and takes that of its input. A tap adds to the cotangent of the feature
+        it names. A layer behind which neither dy nor a tap lies is not on any path to
+        the loss: its gradient is zero, and it is skipped.
+        """
+        check_no_taps(self, taps, known=[name for name, _ in self.layers])
+        params_of, taps_of = split_by_prefix(params), split_by_prefix(taps or {})
+        grads: Arrays = {}
+        for i, (name, layer) in reversed(list(enumerate(self.layers))):
+            layer_params, inner_taps = params_of.get(name, {}), taps_of.get(name, {})
+            dy = add_cotangents(dy, inner_taps.pop("", None))
+            if dy is None and not inner_taps:
+                layer_grads = {n: namespace(p).zeros_like(p) for n, p in layer_params.items()}
+            else:
+                dy, layer_grads = layer.backward(
+                    layer_params,
+                    cache.children[i],
+                    dy,
+                    need_dx=need_dx or i > 0,
+                    taps=inner_taps,
+                )
+            grads = add_prefix(name, layer_grads) | grads
+        return dy, grads
+
+    def next_state(self, state: Mapping[str, Array], cache: SequentialCache) -> Arrays:
+        state_of = split_by_prefix(state)
+        updated: Arrays = {}
+        for (name, layer), layer_cache in zip(self.layers, cache.children, strict=True):
+            if name in state_of:
+                updated |= add_prefix(name, layer.next_state(state_of[name], layer_cache))
+        return updated
+
+    def features(self, cache: SequentialCache) -> Iterator[tuple[str, Array]]:
+        for (name, layer), layer_cache, output in zip(
+            self.layers, cache.children, cache.outputs, strict=True
+        ):
+            yield from ((f"{name}.{path}", y) for path, y in layer.features(layer_cache))
+            yield name, output

@@ -1,0 +1,95 @@
+"""Evaluating a network on a split: logits, accuracy, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refkd.data.dataset import Split, to_batch
+from refkd.dispatch import Array
+from refkd.errors import NonFiniteError
+from refkd.nn.layer import Layer
+from refkd.ops.softmax import softmax_forward
+
+__all__ = ["accuracy", "calibration", "evaluate_logits"]
+
+_ROWS = 1024  # bounds the memory of an evaluation
+
+
+def evaluate_logits(
+    network: Layer,
+    params: Mapping[str, Array],
+    state: Mapping[str, Array],
+    split: Split,
+    *,
+    scale: float,
+) -> Array:
+    """Return the network's logits on every image of a split, in evaluation mode.
+
+    Returns
+    -------
+    logits : array, shape (N, C), in the dtype of the parameters
+
+    Raises
+    ------
+    NonFiniteError
+        If a logit is NaN or infinite.
+    """
+    dtype = next(iter(params.values())).dtype
+    outputs = []
+    for start in range(0, len(split), _ROWS):
+        images = to_batch(split.images[start : start + _ROWS], scale, dtype)
+        logits, _ = network.forward(params, state, images, train=False)
+        outputs.append(logits)
+    result = np.concatenate(outputs)
+    if not np.isfinite(result).all():
+        raise NonFiniteError(
+            "evaluate_logits: the network returned NaN or infinity; its parameters have "
+            "diverged or are damaged"
+        )
+    return result
+
+
+def accuracy(logits: Array, labels: Array) -> float:
+    """Return the fraction of rows whose largest logit is the label's."""
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def calibration(logits: Array, labels: Array, *, bins: int = 10) -> dict[str, Any]:
+    """Compare confidence with accuracy in equal-width bins of the largest probability.
+
+    Parameters
+    ----------
+    logits : array, shape (N, C)
+    labels : integer array, shape (N,)
+    bins : int
+
+    Returns
+    -------
+    dict
+        ``bins``: per non-empty bin its ``confidence`` (mean), ``accuracy`` and ``count``;
+        ``ece``: the expected calibration error Σ (count/N)·|accuracy − confidence|.
+
+    References
+    ----------
+    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, 2017,
+    arXiv:1706.04599.
+    """
+    probabilities = softmax_forward(logits)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    rows = []
+    for b in np.unique(bin_of):
+        inside = bin_of == b
+        rows.append(
+            {
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": float(correct[inside].mean()),
+                "count": int(inside.sum()),
+            }
+        )
+    ece = sum(r["count"] * abs(r["accuracy"] - r["confidence"]) for r in rows) / len(labels)
+    return {"bins": rows, "ece": ece}

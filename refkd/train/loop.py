@@ -1,0 +1,223 @@
+"""The training loop: runs the stages of any method, step by step, resumable anywhere.
+
+It computes and nothing else. Progress bars, log files, checkpoints and interrupts are
+a :class:`Monitor`'s, which is told of every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from refkd.data.dataset import Split, to_batch
+from refkd.dispatch import Array, namespace
+from refkd.distill.objective import Batch, StepResult
+from refkd.distill.stage import Stage
+from refkd.errors import ConfigError, NonFiniteError
+from refkd.nn.layer import Arrays, add_prefix
+from refkd.train.optim import clip_by_global_norm, global_norm, update_average
+from refkd.train.progress import Progress
+from refkd.train.seeds import Purpose, generator
+
+__all__ = ["Monitor", "begin", "initialise", "train"]
+
+Evaluate = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, float]]
+
+
+class Monitor(Protocol):
+    """Told what happens; may raise to stop the training between two steps."""
+
+    def after_step(self, progress: Progress, steps_per_epoch: int) -> None:
+        """Run after every step; ``progress`` is ready to be saved."""
+        ...
+
+    def after_epoch(self, progress: Progress, record: Mapping[str, float]) -> None:
+        """Run after every epoch, once its record stands in the history."""
+        ...
+
+
+def initialise(
+    stages: Sequence[Stage], seed: int, *, dtype: type[np.floating] = np.float32
+) -> tuple[Arrays, Arrays]:
+    """Draw the parameters and state of every network that learns in some stage.
+
+    Each network has a generator of its own, by its position among the names, so that
+    adding a network does not change another's weights.
+    """
+    params: Arrays = {}
+    state: Arrays = {}
+    names = list(dict.fromkeys(name for stage in stages for name in stage.objective.learns))
+    for position, name in enumerate(names):
+        network = next(s.objective.networks[name] for s in stages if name in s.objective.networks)
+        drawn = network.init(generator(seed, Purpose.INIT, position), dtype=dtype)
+        params |= add_prefix(name, drawn[0])
+        state |= add_prefix(name, drawn[1])
+    return params, state
+
+
+def begin(
+    stages: Sequence[Stage],
+    seed: int,
+    *,
+    frozen_params: Mapping[str, Array] | None = None,
+    frozen_state: Mapping[str, Array] | None = None,
+) -> Progress:
+    """Return the progress of a training that has not taken a step yet.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+    seed : int
+        Of initial weights, batch order and dropout.
+    frozen_params, frozen_state : mapping of str to array, optional
+        Of networks that do not learn, prefixed: ``teacher.fc1.weight``.
+    """
+    params, state = initialise(stages, seed)
+    return Progress(
+        seed=seed,
+        rng=generator(seed, Purpose.DROPOUT),
+        params={**(frozen_params or {}), **params},
+        state={**(frozen_state or {}), **state},
+    )
+
+
+def train(
+    stages: Sequence[Stage],
+    progress: Progress,
+    split: Split,
+    *,
+    scale: float,
+    evaluate: Evaluate | None = None,
+    monitor: Monitor | None = None,
+) -> Progress:
+    """Train from where ``progress`` stands to the end of the last stage.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+    progress : Progress
+        From :func:`begin` or a checkpoint; changed in place, and returned.
+    split : Split
+        The training images, labels and, where stored, teacher logits.
+    scale : float
+        Factor on the images when a batch is converted.
+    evaluate : callable, optional
+        ``evaluate(params, state)`` after each epoch; its figures join the record.
+    monitor : Monitor, optional
+
+    Raises
+    ------
+    NonFiniteError
+        If a loss term or gradient is NaN or infinite; it is named, and neither
+        parameters nor optimiser have been touched by that step.
+    ConfigError
+        If a stage names a network that does not exist.
+    """
+    while progress.stage < len(stages):
+        stage = stages[progress.stage]
+        if progress.epoch == 0 and progress.step == 0:
+            _enter(stage, progress)
+        while progress.epoch < stage.epochs:
+            _run_epoch(stage, progress, split, scale, monitor)
+            _close_epoch(stage, progress, len(split), evaluate, monitor)
+        if progress.average:
+            progress.params |= progress.average
+            progress.average = {}
+        progress.stage, progress.epoch = progress.stage + 1, 0
+    return progress
+
+
+def _enter(stage: Stage, progress: Progress) -> None:
+    for target, source in stage.start_from.items():
+        copied = {k: v for k, v in progress.params.items() if k.startswith(f"{source}.")}
+        if not copied:
+            raise ConfigError(f"Stage.start_from: there is no network {source!r} to start from")
+        progress.params |= {f"{target}{k[len(source) :]}": v.copy() for k, v in copied.items()}
+    learning = _learning(stage, progress.params)
+    # The optimiser writes in place: from here on these arrays are the loop's own.
+    progress.params |= {name: array.copy() for name, array in learning.items()}
+    progress.optimizer = stage.optimizer.init(learning)
+    if stage.ema_decay is not None:
+        progress.average = {name: array.copy() for name, array in learning.items()}
+
+
+def _learning(stage: Stage, params: Mapping[str, Array]) -> Arrays:
+    return {n: a for n, a in params.items() if n.partition(".")[0] in stage.objective.learns}
+
+
+def _run_epoch(
+    stage: Stage, progress: Progress, split: Split, scale: float, monitor: Monitor | None
+) -> None:
+    steps = -(-len(split) // stage.batch_size)
+    total = steps * stage.epochs
+    for batch in _batches(stage, progress, split, scale):
+        result = stage.objective.value_and_grad(
+            progress.params, progress.state, batch, progress.rng
+        )
+        grads = result.grads
+        _check_finite(result, progress)
+        if stage.clip_norm is not None:
+            grads, _ = clip_by_global_norm(grads, stage.clip_norm)
+        taken = progress.epoch * steps + progress.step
+        lr = stage.optimizer.lr * stage.schedule.factor(taken, total)
+        stage.optimizer.update(progress.params, grads, progress.optimizer, lr=lr)
+        if stage.ema_decay is not None:
+            update_average(progress.average, progress.params, decay=stage.ema_decay)
+        progress.state = result.state
+        for name, term in result.terms.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + float(term) * len(batch.labels)
+        progress.step += 1
+        if monitor is not None:
+            monitor.after_step(progress, steps)
+
+
+def _batches(stage: Stage, progress: Progress, split: Split, scale: float) -> Iterator[Batch]:
+    order = generator(progress.seed, Purpose.ORDER, progress.stage, progress.epoch).permutation(
+        len(split)
+    )
+    dtype = next(iter(_learning(stage, progress.params).values())).dtype
+    for start in range(progress.step * stage.batch_size, len(split), stage.batch_size):
+        rows = order[start : start + stage.batch_size]
+        logits = split.teacher_logits
+        yield Batch(
+            to_batch(split.images[rows], scale, dtype),
+            split.labels[rows],
+            None if logits is None else logits[rows].astype(dtype, copy=False),
+            stage.batch_size,
+        )
+
+
+def _close_epoch(
+    stage: Stage,
+    progress: Progress,
+    examples: int,
+    evaluate: Evaluate | None,
+    monitor: Monitor | None,
+) -> None:
+    record: dict[str, float] = {"stage": progress.stage + 1, "epoch": progress.epoch + 1}
+    record |= {name: value / examples for name, value in progress.sums.items()}
+    if evaluate is not None:
+        record |= evaluate({**progress.params, **progress.average}, progress.state)
+    progress.history.append(record)
+    progress.sums = {}
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    if monitor is not None:
+        monitor.after_epoch(progress, record)
+
+
+def _check_finite(result: StepResult, progress: Progress) -> None:
+    where = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
+    advice = "lower the learning rate, clip the gradients, or look at the batch"
+    for name, term in result.terms.items():
+        if not np.isfinite(float(term)):
+            raise NonFiniteError(f"{where}: loss term {name!r} is {float(term)}; {advice}")
+    if np.isfinite(global_norm(result.grads)):
+        return
+    for name, grad in result.grads.items():
+        # The sum of squares overflows before a gradient does: look at the entries.
+        if not bool(namespace(grad).isfinite(grad).all()):
+            raise NonFiniteError(
+                f"{where}: the gradient of {name!r} holds NaN or infinity; {advice}"
+            )

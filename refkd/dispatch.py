@@ -2,7 +2,7 @@
 
 A function decorated with :func:`kernel` is its own reference implementation. A
 call looks for an override by the type of its first array, and among the backends
-that serve ``numpy.ndarray`` by the one selected with :func:`use_backend`. An
+that serve this type in the one selected with :func:`use_backend`. An
 override that is missing or returns ``NotImplemented`` falls through to the
 reference, here and nowhere else.
 """
@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import numpy as np
 
 from refkd.errors import BackendUnavailable, ConfigError, DtypeError, check_choice
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "Array",
@@ -56,6 +59,8 @@ def namespace(x: Array) -> Any:
         return np
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
+    if type(x).__module__ == "cupy":  # CuPy 14 has no __array_namespace__
+        return sys.modules["cupy"]
     raise DtypeError(
         f"expected an array, got {type(x).__name__}; "
         f"convert it first, for example with numpy.asarray"
@@ -181,28 +186,30 @@ def _dispatching(name: str, reference: Callable[..., Any]) -> Callable[..., Any]
         selection = current_scope() or _default
         if selection is None and not by_array_type:
             return reference(*args, **kwargs)
-        array_type = _first_array_type(args)
-        backend = by_array_type.get(array_type)
-        if backend is None and selection is not None and array_type is np.ndarray:
-            backend = selection.backend
-        if backend is None:
-            return reference(*args, **kwargs)
-        override = backend.kernels.get(name)
+        # Most calls begin with a NumPy array: spare them the search.
+        array_type = type(args[0]) if args else None
+        if array_type is not np.ndarray:
+            array_type = _first_array_type(args or kwargs.values())
+        if selection is not None and selection.backend.array_type is array_type:
+            backend: Backend | None = selection.backend
+        else:
+            backend = by_array_type.get(array_type)
+        override = None if backend is None else backend.kernels.get(name)
         if override is not None:
             result = override(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if selection is not None and selection.strict and selection.backend is backend:
+        if selection is not None and selection.strict and selection.backend is not _NUMPY:
             raise BackendUnavailable(
-                f"{name}: backend {backend.name!r} has no kernel for these arguments "
-                f"({_describe(args)}) and strict=True forbids the reference"
+                f"{name}: backend {selection.backend.name!r} has no kernel for these arguments "
+                f"({_describe(args, kwargs)}) and strict=True forbids the reference"
             )
         return reference(*args, **kwargs)
 
     return call
 
 
-def _first_array_type(args: tuple[Any, ...]) -> type:
+def _first_array_type(args: Iterable[Any]) -> type:
     # Scalars (a loss cotangent of 1.0) and None (no labels) say nothing of the backend.
     for value in args:
         kind = type(value)
@@ -210,13 +217,19 @@ def _first_array_type(args: tuple[Any, ...]) -> type:
             kind = type(value[0]) if value else kind
         if kind is np.ndarray or kind in _by_array_type:
             return kind
+        # An array that no loaded backend serves must not reach the overrides for NumPy's.
+        if hasattr(kind, "shape") and not issubclass(kind, (np.ndarray, np.generic)):
+            return kind
     return np.ndarray
 
 
-def _describe(args: tuple[Any, ...]) -> str:
-    return ", ".join(
-        f"{a.dtype} {tuple(a.shape)}" if hasattr(a, "dtype") else type(a).__name__ for a in args
-    )
+def _describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def describe(value: Any) -> str:
+        if hasattr(value, "dtype"):
+            return f"{value.dtype} {tuple(value.shape)}"
+        return type(value).__name__ if isinstance(value, (list, tuple)) else repr(value)
+
+    return ", ".join([*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())])
 
 
 def registered_kernels() -> dict[str, Kernel]:
@@ -232,7 +245,7 @@ def available_backends() -> dict[str, str | None]:
     for name in _known_backends():
         try:
             get_backend(name)
-        except BackendUnavailable as error:
+        except (BackendUnavailable, ConfigError) as error:
             reasons[name] = str(error)
         else:
             reasons[name] = None
@@ -261,6 +274,8 @@ def get_backend(name: str) -> Backend:
     known = _known_backends()
     check_choice("get_backend", "name", name, known)
     backend = known[name]()
+    if backend.name != name:
+        raise ConfigError(f"backend {name!r}: the object it loads is named {backend.name!r}")
     if backend.unavailable_reason is not None:
         raise BackendUnavailable(f"backend {name!r}: {backend.unavailable_reason}")
     _check_overrides(backend)
@@ -271,10 +286,12 @@ def get_backend(name: str) -> Backend:
 
 
 def _known_backends() -> dict[str, Callable[[], Backend]]:
+    from importlib.metadata import entry_points  # takes as long to import as half of NumPy
+
     known: dict[str, Callable[[], Backend]] = {"numpy": lambda: _NUMPY}
     for name, module in _BUILT_IN_MODULES.items():
         known[name] = functools.partial(_load_built_in, name, module)
-    for entry in importlib.metadata.entry_points(group="refkd.backends"):
+    for entry in entry_points(group="refkd.backends"):
         known.setdefault(entry.name, functools.partial(_load_entry_point, entry))
     return known
 
@@ -289,12 +306,13 @@ def _load_built_in(name: str, module: str) -> Backend:
     return backend
 
 
-def _load_entry_point(entry: importlib.metadata.EntryPoint) -> Backend:
+def _load_entry_point(entry: EntryPoint) -> Backend:
     try:
         backend = entry.load()
-    except ImportError as error:
+    except Exception as error:  # whatever a third party's module does while it is imported
         raise BackendUnavailable(
-            f"backend {entry.name!r}: its entry point {entry.value} does not import ({error})"
+            f"backend {entry.name!r}: its entry point {entry.value} does not load "
+            f"({type(error).__name__}: {error})"
         ) from error
     if not isinstance(backend, Backend):
         raise ConfigError(

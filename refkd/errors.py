@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import numbers
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -71,7 +72,8 @@ class NonFiniteError(RefkdError, FloatingPointError):
     """Training met NaN or infinity; raised before the update is applied."""
 
 
-_KERNEL_DTYPES = frozenset({"float32", "float64", "complex128"})
+# By NumPy's type characters: asking a dtype for its name costs more than a small kernel.
+_FLOAT32, _FLOAT64, _COMPLEX128 = "f", "d", "D"
 
 
 def check_float_dtypes(where: str, **arrays: Any) -> None:
@@ -93,14 +95,14 @@ def check_float_dtypes(where: str, **arrays: Any) -> None:
     for name, array in arrays.items():
         if array is None:
             continue
-        dtype = getattr(array, "dtype", None)
-        if dtype is None:
+        character = getattr(getattr(array, "dtype", None), "char", None)
+        if character is None:  # a torch tensor has a dtype, of another kind
             raise DtypeError(
                 f"{where}: {name} must be an array, got {type(array).__name__}; "
                 f"convert it first, for example with numpy.asarray"
             )
-        seen.add(dtype.name)
-    if not seen <= _KERNEL_DTYPES or ("float32" in seen and len(seen) > 1):
+        seen.add(character)
+    if not (seen <= {_FLOAT32} or seen <= {_FLOAT64, _COMPLEX128}):
         given = ", ".join(f"{n} {a.dtype.name}" for n, a in arrays.items() if a is not None)
         raise DtypeError(
             f"{where}: expected all float32 or all float64 "
@@ -138,9 +140,11 @@ def check_unit_interval(where: str, name: str, value: Any) -> None:
 
 
 def _is_real(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
     try:
-        return not isinstance(value, (bool, str)) and math.isfinite(value)
-    except TypeError:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
         return False
 
 

@@ -16,7 +16,7 @@ from refkd.errors import (
     check_float_dtypes,
     check_unit_interval,
 )
-from refkd.losses.reduction import check_reduction, divisor, expand
+from refkd.losses.reduction import check_reduction, divisor, example_cotangent
 from refkd.ops.softmax import log_softmax_forward
 
 __all__ = ["softmax_cross_entropy_backward", "softmax_cross_entropy_forward"]
@@ -107,7 +107,7 @@ def softmax_cross_entropy_backward(
     xp = _check(where, log_q, targets, label_smoothing, smoothing, reduction)
     t = _target_distribution(xp, log_q, targets, label_smoothing, smoothing)
     dz = xp.exp(log_q) * t.sum(axis=-1, keepdims=True) - t
-    return dz * (expand(dloss, reduction) / _examples(log_q, reduction))
+    return dz * (example_cotangent(where, dloss, log_q, reduction) / _examples(log_q, reduction))
 
 
 def _target_distribution(
@@ -120,6 +120,7 @@ def _target_distribution(
         t = targets
     if label_smoothing == 0:
         return t
+    label_smoothing = float(label_smoothing)  # a NumPy scalar would promote float32
     if smoothing == "uniform":
         return (1 - label_smoothing) * t + label_smoothing / classes
     return (1 - label_smoothing) * t + label_smoothing / (classes - 1) * (1 - t)

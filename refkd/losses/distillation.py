@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from refkd.dispatch import Array, namespace
-from refkd.errors import DataError, ShapeError, check_float_dtypes
+from refkd.errors import ConfigError, DataError, DtypeError
 from refkd.losses.cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from refkd.losses.kd import softmax_kd_backward, softmax_kd_forward
+from refkd.losses.kd import check_kd_inputs, softmax_kd_backward, softmax_kd_forward
 from refkd.losses.kl import softmax_kl_backward, softmax_kl_forward
 from refkd.losses.reduction import divisor
 from refkd.losses.regression import mse_backward, mse_forward
@@ -54,8 +54,8 @@ def distillation_loss(
 
     Raises
     ------
-    ShapeError, DtypeError
-        If the arguments do not fit together.
+    ShapeError, DtypeError, ConfigError
+        If the arguments do not fit together, or ``spec`` is no spec.
     DataError
         If logits are NaN or infinite, or a label is outside [0, C).
 
@@ -69,8 +69,13 @@ def distillation_loss(
     (0.3551, True)
     """
     where = "distillation_loss"
-    check_float_dtypes(where, student_logits=student_logits, teacher_logits=teacher_logits)
-    _check_finite(where, student_logits=student_logits, teacher_logits=teacher_logits)
+    if not isinstance(spec, KDSpec):
+        raise ConfigError(
+            f"{where}: spec must be a KDSpec, got {type(spec).__name__}; "
+            f"for example KDSpec.preset('hinton', temperature=4.0, alpha=0.1)"
+        )
+    _check_inputs(where, student_logits, teacher_logits, labels, spec)
+    _check_real_and_finite(where, student_logits=student_logits, teacher_logits=teacher_logits)
     if labels is not None:
         _check_label_range(where, labels, student_logits.shape[-1])
     terms, saved = kd_forward(student_logits, teacher_logits, labels, spec)
@@ -94,8 +99,6 @@ def kd_forward(
         If the arguments do not fit together. Values are not checked:
         see :func:`distillation_loss`.
     """
-    if labels is None and spec.hard_weight != 0:
-        raise ShapeError(f"kd_forward: hard_weight={spec.hard_weight} needs labels, got None")
     if spec.divergence in ("kl", "cross_entropy"):
         loss, hard, soft, q, s, t = softmax_kd_forward(
             student_logits, teacher_logits, labels, **_kernel_options(spec)
@@ -104,6 +107,7 @@ def kd_forward(
         if spec.divergence == "cross_entropy":
             terms = _add_entropy(terms, t, teacher_logits, spec)
         return terms, (q, s, t)
+    _check_inputs("kd_forward", student_logits, teacher_logits, labels, spec)
     soft, saved = _SOFT_FORWARD[spec.divergence](student_logits, teacher_logits, spec)
     if labels is None:
         return KDTerms(spec.effective_soft_weight * soft, soft * 0, soft), saved
@@ -148,8 +152,22 @@ def kd_backward(
     return dz + softmax_cross_entropy_backward(spec.hard_weight * dloss, saved[-1], labels)
 
 
-def _check_finite(where: str, **arrays: Array) -> None:
+def _check_inputs(where: str, z: Array, v: Array, labels: Array | None, spec: KDSpec) -> None:
+    check_kd_inputs(
+        where,
+        labels,
+        spec.temperature,
+        spec.hard_weight,
+        spec.reduction,
+        student_logits=z,
+        teacher_logits=v,
+    )
+
+
+def _check_real_and_finite(where: str, **arrays: Array) -> None:
     for name, array in arrays.items():
+        if array.dtype.kind == "c":
+            raise DtypeError(f"{where}: {name} must be real, got {array.dtype}")
         if not bool(namespace(array).isfinite(array).all()):
             raise DataError(
                 f"{where}: {name} must be finite, got NaN or infinity; "
@@ -158,9 +176,7 @@ def _check_finite(where: str, **arrays: Array) -> None:
 
 
 def _check_label_range(where: str, labels: Array, classes: int) -> None:
-    # Dtype and shape are the kernel's to check; here only what it would not notice.
-    kind = getattr(getattr(labels, "dtype", None), "kind", "O")
-    if kind in "iu" and labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(
             f"{where}: labels must lie in [0, {classes}), "
             f"got values from {int(labels.min())} to {int(labels.max())}; none is ignored"

@@ -17,7 +17,7 @@ from refkd.errors import (
     check_positive,
     check_same_shape,
 )
-from refkd.losses.reduction import check_reduction, divisor
+from refkd.losses.reduction import check_reduction, cotangent, divisor
 from refkd.ops.softmax import log_softmax_forward
 
 __all__ = ["softmax_kd_backward", "softmax_kd_forward"]
@@ -67,7 +67,7 @@ def softmax_kd_forward(
         If shapes, dtypes or options do not fit.
     """
     where = "softmax_kd_forward"
-    xp = _check(
+    xp = check_kd_inputs(
         where,
         labels,
         temperature,
@@ -134,19 +134,19 @@ def softmax_kd_backward(
     arXiv:1503.02531, section 2.
     """
     where = "softmax_kd_backward"
-    xp = _check(where, labels, temperature, hard_weight, reduction, q=q, s=s, t=t)
+    xp = check_kd_inputs(where, labels, temperature, hard_weight, reduction, q=q, s=s, t=t)
     batch, classes = q.shape
     dz = (s - t) * (soft_weight / (temperature * _divisor(reduction, batch, classes)))
     if labels is not None:
         dz = dz + (q - (labels[:, None] == xp.arange(classes))) * (hard_weight / batch)
-    return dz * dloss
+    return dz * cotangent(where, dloss, q, ())
 
 
 def _divisor(reduction: str, batch: int, classes: int) -> int:
     return divisor(reduction, examples=batch, elements=batch * classes)
 
 
-def _check(
+def check_kd_inputs(
     where: str,
     labels: Array | None,
     temperature: float,
@@ -154,6 +154,7 @@ def _check(
     reduction: str,
     **arrays: Array,
 ) -> Any:
+    """Raise unless logits, labels and options fit together; return the array module."""
     check_float_dtypes(where, **arrays)
     check_same_shape(where, **arrays)
     check_positive(where, "temperature", temperature)

@@ -10,7 +10,7 @@ from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError, check_float_dtypes, check_positive, check_same_shape
-from refkd.losses.reduction import check_reduction, divisor, expand
+from refkd.losses.reduction import check_reduction, divisor, example_cotangent
 from refkd.ops.softmax import log_softmax_forward
 
 __all__ = ["KL_REDUCTIONS", "softmax_kl_backward", "softmax_kl_forward"]
@@ -97,7 +97,8 @@ def softmax_kl_backward(
     """
     where = "softmax_kl_backward"
     xp = _check(where, temperature, reduction, log_p=log_p, log_q=log_q)
-    scale = expand(dloss, reduction) / (temperature * _divisor(log_p, reduction))
+    scale = example_cotangent(where, dloss, log_p, reduction)
+    scale = scale / (float(temperature) * _divisor(log_p, reduction))
     p = xp.exp(log_p)
     dp = dq = None
     if need_dp:

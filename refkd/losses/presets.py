@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from refkd.errors import ConfigError, check_choice, check_unit_interval, suggest
 from refkd.losses.spec import KDSpec
 
-__all__ = ["PRESETS", "build", "template"]
+__all__ = ["PRESETS", "build", "check_expressible", "template"]
 
 
 def hinton(temperature: float, alpha: float) -> KDSpec:
     """α·CE + (1 − α)·T²·KL, batch mean: (1 − α)·T.
 
-    Hinton, Vinyals, Dean 2015; RepDistiller, mdistiller and vit-pytorch write the same.
+    Hinton, Vinyals, Dean 2015; RepDistiller and mdistiller write the same, vit-pytorch with
+    α on the soft term.
     """
     return KDSpec(temperature, alpha, 1 - alpha, alpha_weights="hard")
 
@@ -110,7 +111,7 @@ def build(name: str, parameters: Mapping[str, float]) -> KDSpec:
     missing = [k for k, p in accepted.items() if p.default is p.empty and k not in parameters]
     if missing:
         raise ConfigError(f"KDSpec.preset({name!r}): missing {', '.join(missing)}")
-    if parameters.get("alpha") is not None:
+    if "alpha" in parameters and parameters["alpha"] is not accepted["alpha"].default:
         check_unit_interval(f"KDSpec.preset({name!r})", "alpha", parameters["alpha"])
     return PRESETS[name](**parameters)
 
@@ -121,3 +122,12 @@ def template(name: str, temperature: float) -> KDSpec:
     accepted = inspect.signature(PRESETS[name]).parameters
     weights = {k: 0.5 for k in accepted if k in ("alpha", "hard_weight", "soft_weight")}
     return build(name, {"temperature": temperature, **weights})
+
+
+def check_expressible(name: str, spec: KDSpec) -> None:
+    """Raise ConfigError if preset ``name`` cannot be called so as to give ``spec``."""
+    if name == "torchdistill" and spec.hard_weight == 0:
+        raise ConfigError(
+            "KDSpec.convert: torchdistill's KDLoss drops beta and T² where alpha is 0, so it has "
+            "no weights without a hard term; scale its bare KL outside of it"
+        )

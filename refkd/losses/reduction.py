@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from refkd.dispatch import Array
-from refkd.errors import ShapeError, check_choice
+from refkd.errors import ShapeError, check_choice, check_float_dtypes
 
-__all__ = ["REDUCTIONS", "check_reduction", "divisor"]
+__all__ = ["REDUCTIONS", "check_reduction", "cotangent", "divisor", "example_cotangent"]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -30,6 +30,40 @@ def divisor(reduction: str, *, examples: int, elements: int) -> int:
     return {"sum": 1, "none": 1, "batchmean": examples, "mean": elements}[reduction]
 
 
-def expand(dloss: Array | float, reduction: str) -> Array | float:
-    """Append an axis to a per-example cotangent so that it multiplies (..., C) arrays."""
-    return dloss[..., None] if reduction == "none" else dloss  # type: ignore[index]
+def cotangent(
+    where: str, dloss: Array | float, values: Array, shape: tuple[int, ...]
+) -> Array | float:
+    """Return ``dloss`` checked: a Python number for a scalar loss, or an array of ``shape``.
+
+    Parameters
+    ----------
+    where : str
+        The calling function, for the message.
+    dloss : float or array
+    values : array
+        What it will multiply, whose dtype it must have.
+    shape : tuple of int
+        Of the loss.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the cotangent does not fit the loss.
+    """
+    if isinstance(dloss, (int, float)) and not shape:
+        return float(dloss)  # numpy.float64 is a float, and would promote float32
+    given = tuple(getattr(dloss, "shape", ()))
+    if given != shape:
+        raise ShapeError(f"{where}: dloss must have the loss's shape {shape}, got {given}")
+    check_float_dtypes(where, dloss=dloss, values=values)
+    return dloss
+
+
+def example_cotangent(
+    where: str, dloss: Array | float, values: Array, reduction: str
+) -> Array | float:
+    """Return :func:`cotangent` of a loss over examples, ready to multiply (..., C) ``values``."""
+    if reduction == "none":
+        shape = tuple(values.shape[:-1])
+        return cotangent(where, dloss, values, shape)[..., None]  # type: ignore[index]
+    return cotangent(where, dloss, values, ())

@@ -6,7 +6,7 @@ from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import check_float_dtypes, check_positive, check_same_shape
-from refkd.losses.reduction import check_reduction, divisor
+from refkd.losses.reduction import check_reduction, cotangent, divisor
 
 __all__ = ["huber_backward", "huber_forward", "mse_backward", "mse_forward"]
 
@@ -51,7 +51,7 @@ def mse_backward(
     ``"mean"``.
     """
     _check("mse_backward", reduction, input, target)
-    dinput = (input - target) * (2 * dloss / _elements(input, reduction))
+    dinput = (input - target) * (2 * _cotangent("mse_backward", dloss, input, reduction))
     return dinput, -dinput
 
 
@@ -60,6 +60,8 @@ def huber_forward(
     input: Array, target: Array, *, delta: float = 1.0, reduction: str = "mean"
 ) -> Array:
     """Return the Huber loss: d²/2 where |d| ≤ δ, δ(|d| − δ/2) beyond, d = input − target.
+
+    Both are c(|d| − c/2) with c = min(|d|, δ), which squares nothing beyond δ.
 
     Parameters
     ----------
@@ -86,9 +88,8 @@ def huber_forward(
     check_positive("huber_forward", "delta", delta)
     d = input - target
     magnitude = xp.where(d.real < 0, -d, d)
-    quadratic = 0.5 * d * d
-    linear = delta * (magnitude - 0.5 * delta)
-    return _reduce(xp.where(magnitude.real <= delta, quadratic, linear), reduction)
+    clipped = xp.where(magnitude.real > delta, float(delta), magnitude)
+    return _reduce(clipped * (magnitude - 0.5 * clipped), reduction)
 
 
 @kernel
@@ -114,8 +115,9 @@ def huber_backward(
     xp = _check("huber_backward", reduction, input, target)
     check_positive("huber_backward", "delta", delta)
     d = input - target
+    delta = float(delta)
     slope = xp.where(d.real > delta, delta, xp.where(d.real < -delta, -delta, d))
-    dinput = slope * (dloss / _elements(input, reduction))
+    dinput = slope * _cotangent("huber_backward", dloss, input, reduction)
     return dinput, -dinput
 
 
@@ -123,6 +125,11 @@ def _reduce(values: Array, reduction: str) -> Array:
     if reduction == "none":
         return values
     return values.sum() / _elements(values, reduction)
+
+
+def _cotangent(where: str, dloss: Array | float, input: Array, reduction: str) -> Array | float:
+    shape = tuple(input.shape) if reduction == "none" else ()
+    return cotangent(where, dloss, input, shape) / _elements(input, reduction)
 
 
 def _elements(values: Array, reduction: str) -> int:

@@ -7,8 +7,7 @@ Implementations in circulation agree on CE + KL and on little else. A
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from refkd.errors import (
@@ -18,11 +17,11 @@ from refkd.errors import (
     check_unit_interval,
 )
 
-__all__ = ["DIVERGENCES", "KDSpec"]
+__all__ = ["DIVERGENCES", "FORMULAS", "SAME_GRADIENT", "KDSpec", "batch_over_divisor"]
 
 DIVERGENCES = ("kl", "cross_entropy", "reverse_kl", "mse_probabilities")
-_SAME_GRADIENT = frozenset({"kl", "cross_entropy"})
-_FORMULAS = {
+SAME_GRADIENT = frozenset({"kl", "cross_entropy"})
+FORMULAS = {
     "kl": "KL(t ‖ s)",
     "cross_entropy": "H(t, s)",
     "reverse_kl": "KL(s ‖ t)",
@@ -77,13 +76,16 @@ class KDSpec:
         check_positive("KDSpec", "temperature", self.temperature)
         for name in ("hard_weight", "soft_weight"):
             value = getattr(self, name)
-            if value != 0:
+            if value != 0 or isinstance(value, bool):
                 check_positive("KDSpec", name, value)
         check_choice("KDSpec", "reduction", self.reduction, ("batchmean", "mean", "sum"))
         check_choice("KDSpec", "divergence", self.divergence, DIVERGENCES)
         if self.alpha_weights is not None:
             check_choice("KDSpec", "alpha_weights", self.alpha_weights, ("hard", "soft"))
             check_unit_interval("KDSpec", "hard_weight, tied by alpha,", self.hard_weight)
+        # A NumPy scalar, unlike a Python one, would promote float32 logits to float64.
+        for name in ("temperature", "hard_weight", "soft_weight"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def preset(cls, name: str, **parameters: float) -> KDSpec:
@@ -136,15 +138,15 @@ class KDSpec:
             If the gradient of the divergence is no multiple of s − t, or C or B is
             needed and not given.
         """
-        if self.divergence not in _SAME_GRADIENT:
+        if self.divergence not in SAME_GRADIENT:
             raise ConfigError(
-                f"KDSpec.coefficient: the gradient of {_FORMULAS[self.divergence]} is "
+                f"KDSpec.coefficient: the gradient of {FORMULAS[self.divergence]} is "
                 f"{_gradient_shape(self.divergence)}, not a multiple of (s − t)"
             )
         return (
             self.effective_soft_weight
             / self.temperature
-            * _batch_over_divisor(self.reduction, num_classes, batch_size)
+            * batch_over_divisor(self.reduction, num_classes, batch_size)
         )
 
     def explain(self, *, num_classes: int | None = None, batch_size: int | None = None) -> str:
@@ -159,10 +161,10 @@ class KDSpec:
         divisor = {"batchmean": "B", "mean": "(B·C)", "sum": "1"}[self.reduction]
         lines = [
             f"L = {self.hard_weight:g}·CE(q, y) + {self.soft_weight:g}{t_squared}·"
-            f"Σ_batch {_FORMULAS[self.divergence]}/{divisor}",
+            f"Σ_batch {FORMULAS[self.divergence]}/{divisor}",
             f"q = softmax(z), s = softmax(z/T), t = softmax(v/T), T = {self.temperature:g}",
         ]
-        if self.divergence in _SAME_GRADIENT:
+        if self.divergence in SAME_GRADIENT:
             lines.append(f"dL/dz = {self.hard_weight:g}·(q − y)/B + k·(s − t)/B")
             lines.append(self._explain_coefficient(num_classes, batch_size))
         else:
@@ -219,61 +221,9 @@ class KDSpec:
         ConfigError
             If there are no such weights; the message says why.
         """
-        from refkd.losses.presets import template
+        from refkd.losses.convert import convert
 
-        target = template(other, self.temperature) if isinstance(other, str) else other
-        name = repr(other) if isinstance(other, str) else "the given convention"
-        if target.temperature != self.temperature:
-            raise ConfigError(
-                f"KDSpec.convert: s and t at T = {self.temperature:g} and at "
-                f"T = {target.temperature:g} are different functions of the logits; no weights "
-                f"make their gradients equal"
-            )
-        if target.divergence != self.divergence and not (
-            {target.divergence, self.divergence} <= _SAME_GRADIENT
-        ):
-            raise ConfigError(
-                f"KDSpec.convert: the gradients of {_FORMULAS[self.divergence]} and of "
-                f"{_FORMULAS[target.divergence]} ({name}) are different functions of s and t; "
-                f"no weights make them equal"
-            )
-        soft_weight = self._soft_weight_in(target, num_classes, batch_size)
-        if target.alpha_weights is not None:
-            return self._tied(target, soft_weight, name)
-        return replace(target, hard_weight=self.hard_weight, soft_weight=soft_weight)
-
-    def _soft_weight_in(
-        self, target: KDSpec, num_classes: int | None, batch_size: int | None
-    ) -> float:
-        ratio = 1.0
-        if self.reduction != target.reduction:
-            ratio = _batch_over_divisor(
-                self.reduction, num_classes, batch_size
-            ) / _batch_over_divisor(target.reduction, num_classes, batch_size)
-        unit = target.temperature**2 if target.t_squared else 1.0
-        return self.effective_soft_weight * ratio / unit
-
-    def _tied(self, target: KDSpec, soft_weight: float, name: str) -> KDSpec:
-        # In `target` the two weights hang on one alpha: its soft weight is a multiple of
-        # alpha or of 1 − alpha, whichever the hard weight leaves.
-        if target.hard_weight == 1:
-            raise ConfigError(
-                f"KDSpec.convert: in {name} alpha = {target.alpha:g} leaves the soft term no "
-                f"weight to scale; give a spec with another alpha"
-            )
-        gain = target.soft_weight / (1 - target.hard_weight)
-        if not math.isclose(self.hard_weight + soft_weight / gain, 1.0, rel_tol=1e-12):
-            total = self.hard_weight + soft_weight / gain
-            scaled = replace(
-                target, hard_weight=self.hard_weight / total, soft_weight=soft_weight / total
-            )
-            raise ConfigError(
-                f"KDSpec.convert: {name} ties both weights by one alpha, and no alpha gives the "
-                f"weights {self.hard_weight:g} and {soft_weight:.6g}; alpha = {scaled.alpha:.6g} "
-                f"gives {1 / total:.6g} times this gradient ({total:.6g} times the learning rate "
-                f"makes up for it under plain SGD)"
-            )
-        return replace(target, hard_weight=self.hard_weight, soft_weight=soft_weight)
+        return convert(self, other, num_classes=num_classes, batch_size=batch_size)
 
 
 def _gradient_shape(divergence: str) -> str:
@@ -283,13 +233,14 @@ def _gradient_shape(divergence: str) -> str:
     }[divergence]
 
 
-def _batch_over_divisor(reduction: str, num_classes: Any, batch_size: Any) -> float:
+def batch_over_divisor(reduction: str, num_classes: Any, batch_size: Any) -> float:
+    """Return B/R; ConfigError where it depends on a size that is not given."""
     if reduction == "batchmean":
         return 1.0
     name, value = (
         ("num_classes", num_classes) if reduction == "mean" else ("batch_size", batch_size)
     )
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ConfigError(
             f"KDSpec: reduction={reduction!r} makes the gradient depend on {name}; "
             f"give {name}=, a positive integer, got {value!r}"

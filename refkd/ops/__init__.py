@@ -21,10 +21,13 @@ from refkd.ops.softmax import (
     softmax_forward,
 )
 from refkd.ops.special import erf
+from refkd.ops.update import adam_update, ema_update, sgd_update
 
 __all__ = [
+    "adam_update",
     "dropout_backward",
     "dropout_forward",
+    "ema_update",
     "erf",
     "gelu_backward",
     "gelu_forward",
@@ -34,6 +37,7 @@ __all__ = [
     "log_softmax_forward",
     "relu_backward",
     "relu_forward",
+    "sgd_update",
     "sigmoid_backward",
     "sigmoid_forward",
     "silu_backward",

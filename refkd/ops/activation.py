@@ -150,7 +150,8 @@ def gelu_forward(x: Array, *, approximate: str = "none") -> Array:
     x : array, any shape
     approximate : {"none", "tanh"}
         ``"none"`` is exact: Φ(x) = (1 + erf(x/√2))/2. ``"tanh"`` takes
-        Φ(x) ≈ (1 + tanh(√(2/π) (x + 0.044715 x³)))/2.
+        Φ(x) ≈ (1 + tanh u)/2 = σ(2u), u = √(2/π) (x + 0.044715 x³); written with the
+        sigmoid σ, it keeps its relative accuracy in the left tail.
 
     Returns
     -------
@@ -164,7 +165,7 @@ def gelu_forward(x: Array, *, approximate: str = "none") -> Array:
     check_float_dtypes("gelu_forward", x=x)
     check_choice("gelu_forward", "approximate", approximate, ("none", "tanh"))
     if approximate == "tanh":
-        return 0.5 * x * (1 + _gelu_tanh(xp, x))
+        return x * _sigmoid(xp, 2 * _gelu_argument(x))
     return 0.5 * x * (1 + erf(x * _SQRT_HALF))
 
 
@@ -178,17 +179,17 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
 
         (xΦ)' = Φ + xφ
 
-    ``"tanh"``: with u = √(2/π)(x + c x³) and t = tanh u, so t' = (1 − t²) u'::
+    ``"tanh"``: with u = √(2/π)(x + c x³) and s = σ(2u), so s' = 2s(1 − s) u'::
 
-        (x(1 + t)/2)' = (1 + t)/2 + x (1 − t²) √(2/π)(1 + 3c x²)/2
+        (xs)' = s + 2x s (1 − s) √(2/π)(1 + 3c x²)
     """
     _check("gelu_backward", dy=dy, x=x)
     check_choice("gelu_backward", "approximate", approximate, ("none", "tanh"))
     xp = namespace(x)
     if approximate == "tanh":
-        t = _gelu_tanh(xp, x)
+        s = _sigmoid(xp, 2 * _gelu_argument(x))
         du = _SQRT_2_OVER_PI * (1 + 3 * _GELU_CUBIC * x * x)
-        return dy * (0.5 * (1 + t) + 0.5 * x * ((1 - t) * (1 + t)) * du)
+        return dy * (s * (1 + 2 * x * (1 - s) * du))
     cdf = 0.5 * (1 + erf(x * _SQRT_HALF))
     density = xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     return dy * (cdf + x * density)
@@ -201,8 +202,8 @@ def _sigmoid(xp: Any, x: Array) -> Array:
     return xp.where(negative, e, 1) / (1 + e)
 
 
-def _gelu_tanh(xp: Any, x: Array) -> Array:
-    return xp.tanh(_SQRT_2_OVER_PI * (x + _GELU_CUBIC * x * x * x))
+def _gelu_argument(x: Array) -> Array:
+    return _SQRT_2_OVER_PI * (x + _GELU_CUBIC * x * x * x)
 
 
 def _check(where: str, **arrays: Array) -> None:

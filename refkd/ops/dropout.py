@@ -45,12 +45,13 @@ def dropout_backward(dy: Array, mask: Array, *, p: float) -> Array:
 
 
 def _scale(p: float) -> float:
-    return 0.0 if p == 1 else 1 / (1 - p)
+    return 0.0 if p == 1 else float(1 / (1 - p))
 
 
 def _check(where: str, mask: Array, p: float, **arrays: Array) -> None:
     check_float_dtypes(where, **arrays)
-    check_same_shape(where, mask=mask, **arrays)
     check_unit_interval(where, "p", p)
-    if mask.dtype.kind != "b":
-        raise DtypeError(f"{where}: mask must be boolean (True keeps), got {mask.dtype}")
+    dtype = getattr(mask, "dtype", type(mask).__name__)
+    if getattr(dtype, "kind", None) != "b":
+        raise DtypeError(f"{where}: mask must be a boolean array (True keeps), got {dtype}")
+    check_same_shape(where, mask=mask, **arrays)

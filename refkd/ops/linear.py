@@ -27,8 +27,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None) -> Array:
     ShapeError, DtypeError
         If the arguments do not fit together.
     """
-    _check("linear_forward", x, weight)
     check_float_dtypes("linear_forward", x=x, weight=weight, bias=bias)
+    _check("linear_forward", x, weight)
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ShapeError(
             f"linear_forward: bias must have shape ({weight.shape[0]},) to match weight "
@@ -67,8 +67,8 @@ def linear_backward(
 
         dx_ni = Σ_o dy_no W_oi      dW_oi = Σ_n dy_no x_ni      db_o = Σ_n dy_no
     """
-    _check("linear_backward", x, weight)
     check_float_dtypes("linear_backward", dy=dy, x=x, weight=weight)
+    _check("linear_backward", x, weight)
     if tuple(dy.shape) != (*x.shape[:-1], weight.shape[0]):
         raise ShapeError(
             f"linear_backward: dy must have shape {(*x.shape[:-1], weight.shape[0])}, "

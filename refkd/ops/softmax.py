@@ -65,7 +65,7 @@ def softmax_backward(dy: Array, y: Array, *, axis: int = -1, temperature: float 
         dx_j = y_j (dy_j − Σ_i dy_i y_i) / T
     """
     _check("softmax_backward", axis, temperature, dy=dy, y=y)
-    return y * (dy - (dy * y).sum(axis=axis, keepdims=True)) / temperature
+    return y * (dy - (dy * y).sum(axis=axis, keepdims=True)) / float(temperature)
 
 
 @kernel
@@ -119,12 +119,12 @@ def log_softmax_backward(dy: Array, y: Array, *, axis: int = -1, temperature: fl
         dx_j = (dy_j − q_j Σ_i dy_i) / T
     """
     xp = _check("log_softmax_backward", axis, temperature, dy=dy, y=y)
-    return (dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)) / temperature
+    return (dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)) / float(temperature)
 
 
 def _shifted(x: Array, axis: int, temperature: float) -> Array:
     # The shift cancels in both functions, so a constant (the real part) serves.
-    return (x - x.real.max(axis=axis, keepdims=True)) / temperature
+    return (x - x.real.max(axis=axis, keepdims=True)) / float(temperature)
 
 
 def _check(where: str, axis: int, temperature: float, **arrays: Array) -> Any:

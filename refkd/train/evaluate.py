@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refkd.data.dataset import Split, to_batch
+from refkd.data.dataset import to_batch
 from refkd.dispatch import Array
 from refkd.errors import NonFiniteError
 from refkd.nn.layer import Layer
@@ -22,11 +22,20 @@ def evaluate_logits(
     network: Layer,
     params: Mapping[str, Array],
     state: Mapping[str, Array],
-    split: Split,
+    images: Array,
     *,
     scale: float,
 ) -> Array:
-    """Return the network's logits on every image of a split, in evaluation mode.
+    """Return the network's logits on every image, in evaluation mode, block by block.
+
+    Parameters
+    ----------
+    network : Layer
+    params, state : mapping of str to array
+    images : array, shape (N, ...), uint8 or floating
+        As the data set stores them.
+    scale : float
+        Factor on the images.
 
     Returns
     -------
@@ -39,9 +48,9 @@ def evaluate_logits(
     """
     dtype = next(iter(params.values())).dtype
     outputs = []
-    for start in range(0, len(split), _ROWS):
-        images = to_batch(split.images[start : start + _ROWS], scale, dtype)
-        logits, _ = network.forward(params, state, images, train=False)
+    for start in range(0, max(1, len(images)), _ROWS):
+        batch = to_batch(images[start : start + _ROWS], scale, dtype)
+        logits, _ = network.forward(params, state, batch, train=False)
         outputs.append(logits)
     result = np.concatenate(outputs)
     if not np.isfinite(result).all():

@@ -13,15 +13,20 @@ import numpy as np
 
 from refkd.data.dataset import Split, to_batch
 from refkd.dispatch import Array, namespace
-from refkd.distill.objective import Batch, StepResult
+from refkd.distill.objective import Batch, StepResult, select
 from refkd.distill.stage import Stage
 from refkd.errors import ConfigError, NonFiniteError
 from refkd.nn.layer import Arrays, add_prefix
 from refkd.train.optim import clip_by_global_norm, global_norm, update_average
 from refkd.train.progress import Progress
 from refkd.train.seeds import Purpose, generator
+from refkd.train.threads import limit_blas_threads
 
 __all__ = ["Monitor", "begin", "initialise", "train"]
+
+# Floating-point operations of a matrix product; below it a second thread gains microseconds
+# on an idle machine and loses milliseconds on a busy one.
+_WORTH_A_SECOND_THREAD = 16e6
 
 Evaluate = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, float]]
 
@@ -119,9 +124,10 @@ def train(
         stage = stages[progress.stage]
         if progress.epoch == 0 and progress.step == 0:
             _enter(stage, progress)
-        while progress.epoch < stage.epochs:
-            _run_epoch(stage, progress, split, scale, monitor)
-            _close_epoch(stage, progress, len(split), evaluate, monitor)
+        with limit_blas_threads(_useful_threads(stage, progress)):
+            while progress.epoch < stage.epochs:
+                _run_epoch(stage, progress, split, scale, monitor)
+                _close_epoch(stage, progress, len(split), evaluate, monitor)
         if progress.average:
             progress.params |= progress.average
             progress.average = {}
@@ -131,16 +137,26 @@ def train(
 
 def _enter(stage: Stage, progress: Progress) -> None:
     for target, source in stage.start_from.items():
-        copied = {k: v for k, v in progress.params.items() if k.startswith(f"{source}.")}
+        copied = select(progress.params, source)
         if not copied:
             raise ConfigError(f"Stage.start_from: there is no network {source!r} to start from")
-        progress.params |= {f"{target}{k[len(source) :]}": v.copy() for k, v in copied.items()}
+        progress.params = progress.params | add_prefix(target, copied)
+        progress.state = progress.state | add_prefix(target, select(progress.state, source))
     learning = _learning(stage, progress.params)
+    for name in stage.objective.learns:
+        if not select(learning, name):
+            raise ConfigError(f"Stage.objective: there is no network {name!r} to train")
     # The optimiser writes in place: from here on these arrays are the loop's own.
-    progress.params |= {name: array.copy() for name, array in learning.items()}
+    progress.params = progress.params | {name: array.copy() for name, array in learning.items()}
     progress.optimizer = stage.optimizer.init(learning)
     if stage.ema_decay is not None:
         progress.average = {name: array.copy() for name, array in learning.items()}
+
+
+def _useful_threads(stage: Stage, progress: Progress) -> int | None:
+    largest = max((a.size for a in _learning(stage, progress.params).values()), default=0)
+    small = 2 * stage.batch_size * largest < _WORTH_A_SECOND_THREAD
+    return 1 if small else None
 
 
 def _learning(stage: Stage, params: Mapping[str, Array]) -> Arrays:

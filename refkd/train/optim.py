@@ -106,6 +106,8 @@ class Adam:
         where = type(self).__name__
         check_positive(where, "lr", self.lr)
         check_positive(where, "eps", self.eps)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ConfigError(f"{where}: betas must be a tuple of two, got {self.betas!r}")
         for i, beta in enumerate(self.betas):
             _check_fraction(where, f"betas[{i}]", beta)
         _check_non_negative(where, "weight_decay", self.weight_decay)
@@ -156,7 +158,13 @@ class AdamW(Adam):
 
 def global_norm(grads: Mapping[str, Array]) -> float:
     """Return √(Σ g²) over all entries of all gradients; NaN or infinite if one is."""
-    return math.sqrt(sum(_sum_of_squares(g) for g in grads.values()))
+    with np.errstate(over="ignore"):
+        total = sum(_sum_of_squares(g) for g in grads.values())
+    if math.isinf(total):  # squares overflow long before their root: scale them
+        largest = max(float(abs(g).max(initial=0)) for g in grads.values())
+        if 0 < largest < math.inf:
+            return largest * math.sqrt(sum(_sum_of_squares(g / largest) for g in grads.values()))
+    return math.sqrt(total)
 
 
 def clip_by_global_norm(

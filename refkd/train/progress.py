@@ -103,7 +103,7 @@ class Progress:
             rng = np.random.default_rng()
             rng.bit_generator.state = scalars.pop("rng")
             progress = cls(rng=rng, params={}, state={}, **scalars)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint holds no training progress of this version "
                 f"({type(error).__name__}: {error}); start the run anew"

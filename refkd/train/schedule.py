@@ -45,7 +45,7 @@ class Step:
             raise ConfigError(f"Step: milestones must ascend, got {self.milestones}")
 
     def factor(self, step: int, total: int) -> float:
-        return self.gamma ** sum(step >= milestone * total for milestone in self.milestones)
+        return self.gamma ** sum(step / total >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True)

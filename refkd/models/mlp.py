@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from refkd.errors import ConfigError
+from refkd.errors import ConfigError, check_unit_interval
 from refkd.nn.activation import Flatten, ReLU
 from refkd.nn.dropout import Dropout
 from refkd.nn.layer import Layer
@@ -38,8 +38,11 @@ def mlp(
     Raises
     ------
     ConfigError
-        If a width is not a positive integer.
+        If a width is not a positive integer, or dropout is outside [0, 1].
     """
+    if not isinstance(hidden, Sequence):
+        raise ConfigError(f"mlp: hidden must be a sequence of widths, got {hidden!r}")
+    check_unit_interval("mlp", "dropout", dropout)
     widths = (in_features, *hidden, num_classes)
     for width in widths:
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:

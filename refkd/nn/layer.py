@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.errors import CheckpointError, ConfigError, suggest
+from refkd.errors import CheckpointError, ConfigError, check_same_shape, suggest
 
 __all__ = [
     "Arrays",
@@ -168,6 +168,7 @@ def add_cotangents(a: Any, b: Any) -> Any:
         return b if a is None else a
     if isinstance(a, tuple):
         return tuple(add_cotangents(x, y) for x, y in zip(a, b, strict=True))
+    check_same_shape("backward", cotangent=a, tap=b)  # a + b would broadcast
     return a + b
 
 

@@ -61,7 +61,8 @@ class Linear(Layer):
         train: bool,
         rng: np.random.Generator | None = None,
     ) -> tuple[Array, LinearCache]:
-        return linear_forward(x, params["weight"], params.get("bias")), LinearCache(x)
+        bias = params["bias"] if self.bias else None
+        return linear_forward(x, params["weight"], bias), LinearCache(x)
 
     def backward(
         self,

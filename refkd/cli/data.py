@@ -1,0 +1,40 @@
+"""``refkd data``: look at a data set, or download one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from refkd import data
+
+__all__ = ["register", "run"]
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("data", help="fetch a data set, or say what is in one")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    fetch = actions.add_parser("fetch", help="download a data set, checked by SHA-256")
+    fetch.add_argument("name", help="mnist")
+    fetch.add_argument("--folder", help="where to put it (default: the user's cache)")
+    fetch.add_argument("--mirror", help="base URL to download from")
+    fetch.set_defaults(run=_fetch)
+    show = actions.add_parser("show", help="say what a data set holds")
+    show.add_argument("source", help="'digits', a folder with MNIST, or an .npz")
+    show.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say what a data set holds."""
+    dataset = data.load(arguments.source)
+    print(f"{dataset.name}: images {dataset.image_shape}, {dataset.num_classes} classes")
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        if split is not None:
+            print(f"  {name}: {len(split)} images, {split.images.dtype}")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    print(data.fetch(arguments.name, arguments.folder, arguments.mirror))
+    return 0

@@ -1,0 +1,60 @@
+"""``refkd doctor``: what is installed here, what works, and one gradient checked."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from typing import Any
+
+from refkd.dispatch import available_backends
+from refkd.recipes.environment import environment
+from refkd.testing.pairs import check_all
+
+__all__ = ["register", "run"]
+
+_EXTRAS = {
+    "matplotlib": "plot",
+    "tqdm": "progress",
+    "pooch": "data",
+    "pillow": "data",
+    "hypothesis": "testing",
+    "torch": "torch",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("doctor", help="say what is installed and what works here")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; 1 if the gradient check fails."""
+    row = next(iter(check_all(["softmax_kd"])))
+    facts: dict[str, Any] = {
+        "environment": environment(),
+        "extras": {package: _version(package) for package in _EXTRAS},
+        "backends": available_backends(),
+        "gradient_check": {"name": row.name, "ok": row.ok, "worst": row.worst},
+    }
+    if arguments.json:
+        print(json.dumps(facts))
+        return 0 if row.ok else 1
+    for key, value in facts["environment"].items():
+        print(f"{key:<12}{value}")
+    for package, extra in _EXTRAS.items():
+        version = facts["extras"][package]
+        print(f"{package:<12}{version or f'not installed; extra: refkd[{extra}]'}")
+    for name, reason in facts["backends"].items():
+        print(f"backend {name}: {reason or 'ready'}")
+    print(f"gradient of {row.name}: {'right' if row.ok else 'WRONG'}, worst error {row.worst:.1e}")
+    return 0 if row.ok else 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,26 @@
+"""The versions and the machine that a run's figures belong to."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+
+import refkd
+from refkd.train.threads import blas_threads
+
+__all__ = ["environment"]
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine that figures belong to."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "refkd": refkd.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "threads": blas_threads(),
+    }

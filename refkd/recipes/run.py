@@ -1,0 +1,312 @@
+"""Running a recipe: train the teacher once and every student for every seed, resumably.
+
+What comes out is a :class:`Trained` collection of networks; :mod:`refkd.recipes.result`
+turns it into figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from refkd.data.dataset import Dataset, Split, to_batch
+from refkd.dispatch import Array
+from refkd.distill.logit import LogitDistillation, frozen_logits
+from refkd.distill.objective import Objective, Supervised, select
+from refkd.distill.stage import Stage
+from refkd.errors import DataError
+from refkd.nn.layer import Arrays, Layer, add_prefix
+from refkd.recipes import config
+from refkd.train.checkpoint import load_checkpoint, save_checkpoint
+from refkd.train.evaluate import accuracy, evaluate_logits
+from refkd.train.loop import begin, train
+from refkd.train.progress import Progress
+from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, read_network
+from refkd.train.seeds import Purpose, generator
+
+__all__ = ["Display", "RecipeRun", "Trained", "build_stage", "network_spec"]
+
+
+class Display(Protocol):
+    """Shows a person how far the run is."""
+
+    def step(self, training: str, progress: Progress, steps_per_epoch: int, epochs: int) -> None:
+        """Run after every step."""
+        ...
+
+    def epoch(self, training: str, record: Mapping[str, float], epochs: int) -> None:
+        """Run after every epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of a run.
+
+    Attributes
+    ----------
+    teacher : TrainedNetwork or None
+        None where stored logits stood in for it.
+    students : dict of str to list of TrainedNetwork
+        By student name, one per seed.
+    """
+
+    teacher: TrainedNetwork | None
+    students: dict[str, list[TrainedNetwork]]
+
+
+def network_spec(network: config.Network, dataset: Dataset) -> NetworkSpec:
+    """Return a recipe's network, its input size and number of classes taken from the data."""
+    sizes = {
+        "in_features": math.prod(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+    }
+    return NetworkSpec(
+        network.model,
+        sizes | network.hyperparameters,
+        dataset.image_shape,
+        dataset.scale,
+        dataset.class_names,
+    )
+
+
+def build_stage(objective: Objective, training: config.Training) -> Stage:
+    """Return the stage that trains ``objective`` as a recipe says."""
+    return Stage(
+        objective,
+        training.build_optimizer(),
+        training.build_schedule(),
+        training.epochs,
+        training.batch_size,
+    )
+
+
+@dataclass
+class RecipeRun:
+    """One run of a recipe in a run folder.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    protocol : Protocol
+    dataset : Dataset
+    folder : RunFolder
+    seeds : sequence of int
+        Of the students; the teacher's is the first.
+    display : Display
+    cache_teacher : bool
+        Whether the teacher's logits are computed once and stored, or in every step. The
+        results are the same, bit for bit.
+    stop_requested : callable
+        Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
+    save_every : float
+        Seconds between checkpoints of a training under way.
+    """
+
+    recipe: config.Recipe
+    protocol: config.Protocol
+    dataset: Dataset
+    folder: RunFolder
+    seeds: Sequence[int]
+    display: Display
+    cache_teacher: bool = True
+    stop_requested: Callable[[], bool] = lambda: False
+    save_every: float = 30.0
+
+    def train_all(self) -> Trained:
+        """Train what is not trained yet and return all networks.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If a stop was requested; the checkpoint is saved.
+        NonFiniteError
+            If a training diverges.
+        CheckpointError
+            If a checkpoint is damaged or cannot be written.
+        """
+        self._truncate_log()
+        teacher = None
+        if self.dataset.train.teacher_logits is None:
+            teacher = self._trained("teacher", self.seeds[0], self.recipe.teacher, None)
+        students: dict[str, list[TrainedNetwork]] = {n: [] for n in self.protocol.students}
+        for seed in self.seeds:
+            for name in self.protocol.students:
+                students[name].append(
+                    self._trained(f"student_{name}", seed, self.recipe.student, teacher)
+                )
+        return Trained(teacher, students)
+
+    def training_split(self, student: config.Student, seed: int) -> Split:
+        """Return the images one student learns from.
+
+        Raises
+        ------
+        DataError
+            If fewer images are left than the recipe asks for.
+        """
+        labels = self.dataset.train.labels
+        wanted = ~np.isin(labels, student.without_classes)
+        if student.only_classes:
+            wanted &= np.isin(labels, student.only_classes)
+        rows = np.flatnonzero(wanted)
+        size = len(rows) if student.train_images is None else student.train_images
+        if not 0 < size <= len(rows):
+            raise DataError(
+                f"recipe {self.recipe.name!r}: {student.label or 'a student'} needs {size} "
+                f"training images, the data set has {len(rows)} of its classes"
+            )
+        if size < len(rows):
+            rows = np.sort(generator(seed, Purpose.SUBSET).permutation(rows)[:size])
+        return self.dataset.train.take(rows)
+
+    def _trained(
+        self, name: str, seed: int, network: config.Network, teacher: TrainedNetwork | None
+    ) -> TrainedNetwork:
+        path = self.folder.network(name, seed)
+        if path.exists():
+            return read_network(path)[0]
+        spec = network_spec(network, self.dataset)
+        layer = spec.build()
+        plan = self._plan(name, seed, layer, teacher)
+        learns = plan.stage.objective.learns[0]
+        progress = self._resumed(name, seed, plan) or begin(
+            [plan.stage], seed, frozen_params=plan.frozen_params, frozen_state=plan.frozen_state
+        )
+        train(
+            [plan.stage],
+            progress,
+            plan.split,
+            scale=self.dataset.scale,
+            evaluate=self._evaluator(layer, learns),
+            monitor=_RunMonitor(self, name, seed, (learns,), plan.stage.epochs),
+        )
+        trained = TrainedNetwork(
+            spec,
+            layer,
+            select(progress.params, learns),
+            select(progress.state, learns),
+            progress.history,
+        )
+        self.folder.save_network(path, trained, metrics_bytes=self.folder.metrics_bytes())
+        self.folder.in_progress.unlink(missing_ok=True)
+        return trained
+
+    def _plan(self, name: str, seed: int, layer: Layer, teacher: TrainedNetwork | None) -> _Plan:
+        if name == "teacher":
+            settings = self.protocol.teacher
+            supervised = Supervised(layer, "teacher", settings.label_smoothing)
+            return _Plan(build_stage(supervised, settings), self.dataset.train, {}, {})
+        student = self.protocol.students[name.removeprefix("student_")]
+        split, kd = self.training_split(student, seed), student.spec()
+        if kd is None:
+            supervised = Supervised(layer, "student", student.label_smoothing)
+            return _Plan(build_stage(supervised, student), split, {}, {})
+        if teacher is None:
+            return _Plan(build_stage(LogitDistillation(layer, None, kd), student), split, {}, {})
+        if self.cache_teacher:
+            split = self._with_stored_logits(split, teacher, student.batch_size)
+        return _Plan(
+            build_stage(LogitDistillation(layer, teacher.network, kd), student),
+            split,
+            add_prefix("teacher", teacher.params),
+            add_prefix("teacher", teacher.state),
+        )
+
+    def _evaluator(self, layer: Layer, network: str) -> Callable[..., dict[str, float]]:
+        splits = {"validation": self.dataset.validation, "test": self.dataset.test}
+
+        def evaluate(params: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, float]:
+            own, own_state = select(params, network), select(state, network)
+            figures = {}
+            for name, split in splits.items():
+                if split is not None:
+                    logits = evaluate_logits(
+                        layer, own, own_state, split.images, scale=self.dataset.scale
+                    )
+                    figures[f"{name}_accuracy"] = accuracy(logits, split.labels)
+            return figures
+
+        return evaluate
+
+    def _with_stored_logits(self, split: Split, teacher: TrainedNetwork, batch_size: int) -> Split:
+        dtype = next(iter(teacher.params.values())).dtype
+        blocks = []
+        rows = batch_size * max(1, 4096 // batch_size)  # a few MB of floats at a time
+        for start in range(0, len(split), rows):
+            images = to_batch(split.images[start : start + rows], self.dataset.scale, dtype)
+            blocks.append(
+                frozen_logits(
+                    teacher.network, teacher.params, teacher.state, images, block=batch_size
+                )
+            )
+        return dataclasses.replace(split, teacher_logits=np.concatenate(blocks))
+
+    def _resumed(self, name: str, seed: int, plan: _Plan) -> Progress | None:
+        if not self.folder.in_progress.exists():
+            return None
+        arrays, metadata = load_checkpoint(self.folder.in_progress)
+        if metadata.get("training") != f"{name}-seed{seed}":
+            return None
+        return Progress.from_checkpoint(
+            arrays, metadata, frozen_params=plan.frozen_params, frozen_state=plan.frozen_state
+        )
+
+    def _truncate_log(self) -> None:
+        # The log may be ahead of the last checkpoint; what follows it will be run again.
+        belongs = [
+            read_network(p)[1] for p in (self.folder.path / "networks").glob("*.safetensors")
+        ]
+        if self.folder.in_progress.exists():
+            belongs.append(int(load_checkpoint(self.folder.in_progress)[1]["metrics_bytes"]))
+        self.folder.truncate_metrics(max(belongs, default=0))
+
+
+class _Plan(NamedTuple):
+    """What one training is made of."""
+
+    stage: Stage
+    split: Split
+    frozen_params: Arrays
+    frozen_state: Arrays
+
+
+@dataclass
+class _RunMonitor:
+    """Logs epochs, saves from time to time, and stops where asked to."""
+
+    run: RecipeRun
+    name: str
+    seed: int
+    learns: tuple[str, ...]
+    epochs: int
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def after_step(self, progress: Progress, steps_per_epoch: int) -> None:
+        self.run.display.step(self._training, progress, steps_per_epoch, self.epochs)
+        stop = self.run.stop_requested()
+        if stop or time.monotonic() - self.saved_at > self.run.save_every:
+            self._save(progress)
+        if stop:
+            raise KeyboardInterrupt
+
+    def after_epoch(self, progress: Progress, record: Mapping[str, float]) -> None:
+        self.run.folder.log({"training": self.name, "seed": self.seed, **record})
+        self.run.display.epoch(self._training, record, self.epochs)
+
+    @property
+    def _training(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    def _save(self, progress: Progress) -> None:
+        arrays, metadata = progress.to_checkpoint(self.learns)
+        metadata["training"] = self._training
+        metadata["metrics_bytes"] = str(self.run.folder.metrics_bytes())
+        save_checkpoint(self.run.folder.in_progress, arrays, metadata)
+        self.saved_at = time.monotonic()

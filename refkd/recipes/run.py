@@ -210,10 +210,12 @@ class RecipeRun:
             return _Plan(build_stage(supervised, student), split, {}, {})
         if teacher is None:
             return _Plan(build_stage(LogitDistillation(layer, None, kd), student), split, {}, {})
+        objective = LogitDistillation(layer, teacher.network, kd)
         if self.cache_teacher:
             split = self._with_stored_logits(split, teacher, student.batch_size)
+            return _Plan(build_stage(objective, student), split, {}, {})
         return _Plan(
-            build_stage(LogitDistillation(layer, teacher.network, kd), student),
+            build_stage(objective, student),
             split,
             add_prefix("teacher", teacher.params),
             add_prefix("teacher", teacher.state),

@@ -154,9 +154,9 @@ def _enter(stage: Stage, progress: Progress) -> None:
 
 
 def _useful_threads(stage: Stage, progress: Progress) -> int | None:
+    # By what learns alone: whether a teacher's logits are stored must not change a bit.
     largest = max((a.size for a in _learning(stage, progress.params).values()), default=0)
-    small = 2 * stage.batch_size * largest < _WORTH_A_SECOND_THREAD
-    return 1 if small else None
+    return 1 if 2 * stage.batch_size * largest < _WORTH_A_SECOND_THREAD else None
 
 
 def _learning(stage: Stage, params: Mapping[str, Array]) -> Arrays:

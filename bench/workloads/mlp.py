@@ -1,0 +1,96 @@
+"""The MLP workloads: shapes, loss and the arrays both sides start from. No computing here.
+
+784 values in, two hidden layers relu(dropout(linear)), 10 classes; the teacher is
+1200 wide and the student 20 (Hinton, Vinyals, Dean 2015, section 3, with a small
+student). A step takes its rows out of a set of uint8 images, converts them, and does
+forward, backward and Adam; a distillation step evaluates the teacher first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "DROPOUT",
+    "HARD_WEIGHT",
+    "LEARNING_RATE",
+    "SCALE",
+    "TEMPERATURE",
+    "VERIFY_EPS",
+    "VERIFY_LEARNING_RATE",
+    "WORKLOADS",
+    "MLPWorkload",
+]
+
+IN_FEATURES, NUM_CLASSES = 784, 10
+DROPOUT = 0.5
+TEMPERATURE, HARD_WEIGHT = 4.0, 0.3  # 0.3 CE + 0.7 T² KL, the mean over the batch
+LEARNING_RATE = 1e-4
+SCALE = 1 / 255
+# Adam's first step is lr g/(|g| + eps). With the usual eps = 1e-8 the sign of a rounding
+# error decides where g is about 0; these settings make the step comparable.
+VERIFY_LEARNING_RATE, VERIFY_EPS = 1e-2, 1e-3
+_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class MLPWorkload:
+    """One training step.
+
+    Attributes
+    ----------
+    name : str
+    batch_size : int
+    width : int
+        Of both hidden layers of the network that learns.
+    teacher_width : int or None
+        With it, the step distils from a frozen teacher.
+    """
+
+    name: str
+    batch_size: int
+    width: int
+    teacher_width: int | None = None
+
+    family: ClassVar[str] = "mlp"
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Layer widths of each network, from input to output, by its name."""
+        networks = {"student": self.width}
+        if self.teacher_width is not None:
+            networks["teacher"] = self.teacher_width
+        return {k: (IN_FEATURES, w, w, NUM_CLASSES) for k, w in networks.items()}
+
+    def params(self) -> dict[str, NDArray[np.float32]]:
+        """Draw ``student.fc1.weight`` and so on, uniform in ±1/√fan_in."""
+        rng = np.random.default_rng(1)
+        drawn: dict[str, NDArray[np.float32]] = {}
+        for network, widths in self.widths.items():
+            for i in range(1, len(widths)):
+                bound = 1 / math.sqrt(widths[i - 1])
+                for part, shape in (("weight", (widths[i], widths[i - 1])), ("bias", widths[i])):
+                    values = rng.random(shape, np.float32)
+                    drawn[f"{network}.fc{i}.{part}"] = (2 * bound) * values - bound
+        return drawn
+
+    def data(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Draw the images, (N, 784), and labels, (N,), of 32 batches."""
+        rng = np.random.default_rng(2)
+        rows = self.batch_size * _BATCHES
+        images: NDArray[Any] = rng.integers(0, 256, (rows, IN_FEATURES), np.uint8)
+        return images, rng.integers(0, NUM_CLASSES, rows)
+
+
+WORKLOADS = (
+    MLPWorkload("mlp_student_b32", 32, 20),
+    MLPWorkload("mlp_kd_b32", 32, 20, teacher_width=1200),
+    MLPWorkload("mlp_kd_b128", 128, 20, teacher_width=1200),
+    MLPWorkload("mlp_teacher_b32", 32, 1200),
+    MLPWorkload("mlp_teacher_b128", 128, 1200),
+)

@@ -1,0 +1,38 @@
+"""A side that computes nothing; its mode says how it behaves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+
+def open_side(workload: str, mode: str, threads: int) -> FakeSide:
+    if mode == "unopenable":
+        raise ValueError("no such side")
+    print("libraries print things")
+    return FakeSide(mode, threads)
+
+
+class FakeSide:
+    def __init__(self, mode: str, threads: int) -> None:
+        self.mode, self.threads = mode, threads
+
+    def verify(self) -> dict[str, np.ndarray]:
+        wrong = 1.5 if self.mode == "wrong" else 1.0
+        return {"loss": np.float32([2.0]), "gradient of w": np.float32([wrong, -3.0])}
+
+    def run(self, steps: int) -> list[float]:
+        if self.mode == "dies":
+            print("last words", file=sys.stderr, flush=True)
+            os._exit(7)
+        if self.mode == "sleeps":
+            time.sleep(60)
+        if self.mode == "raises":
+            raise RuntimeError("no compiler")
+        print("and more things")
+        threads = {os.environ[f"{pool}_NUM_THREADS"] for pool in ("OPENBLAS", "OMP", "MKL")}
+        assert threads == {str(self.threads)}
+        return [{"compile": 0.002, "eager": 0.004}.get(self.mode, 0.001)] * steps

@@ -1,0 +1,128 @@
+"""The training benchmark end to end, on fake sides in real processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import harness, training
+from bench.__main__ import main
+
+COLUMNS = {"workload", "refkd_ms", "peer_ms", "ratio", "refkd_rss_mb", "peer_rss_mb"}
+
+
+@pytest.fixture(autouse=True)
+def _fake_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(harness, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(training, "_TURN_SECONDS", 0.01)
+    monkeypatch.setattr(training, "WORKLOADS", {"fake": None, "fake_too": None})
+    monkeypatch.setattr(training, "module_of", lambda workload, side: "fake_side")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+
+def run(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
+    code = main(["training", "--rounds", "2", "--threads", "1", *options])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def rows(capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str, Any]]:
+    code, out, _ = run(capsys, "--json", *options)
+    assert code == 0
+    parsed: list[dict[str, Any]] = json.loads(out)
+    return parsed
+
+
+def test_json_is_a_list_of_rows_with_peer_over_refkd_as_ratio(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "rows.json"
+    measured = rows(capsys, "--workload", "fake", "--output", str(output))
+    assert json.loads(output.read_text()) == measured
+    (row,) = measured
+    assert row.keys() >= COLUMNS
+    assert row["ratio"] == pytest.approx(row["peer_ms"] / row["refkd_ms"])
+    assert row["ratio"] == pytest.approx(2.0)  # against its compiled mode, the faster one
+    assert row["peer_mode"] == "compile"
+    assert row["environment"]["threads"] == 1
+
+
+def test_all_workloads_run_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row["workload"] for row in rows(capsys, "--peer", "none")] == ["fake", "fake_too"]
+
+
+def test_without_a_peer_its_columns_are_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = rows(capsys, "--workload", "fake", "--peer", "none")
+    assert row["refkd_ms"] == pytest.approx(1.0)
+    assert row["peer_ms"] is row["ratio"] is row["peer_rss_mb"] is None
+
+
+def test_a_peer_that_does_not_compile_runs_eagerly_and_the_row_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoCompiler(harness.Worker):
+        def __init__(self, module: str, workload: str, mode: str, *, threads: int) -> None:
+            mode = "raises" if mode == "compile" else mode
+            super().__init__(module, workload, mode, threads=threads)
+
+    monkeypatch.setattr(training, "Worker", NoCompiler)
+    (row,) = rows(capsys, "--workload", "fake")
+    assert row["ratio"] == pytest.approx(4.0)
+    assert row["peer_mode"].startswith("eager (compile: ")
+    assert "no compiler" in row["peer_mode"]
+
+
+def test_a_side_that_computes_something_else_is_an_error_and_is_not_timed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run(capsys, "--json", "--workload", "fake", "--backend", "wrong")
+    assert (code, json.loads(out)) == (1, [])
+    assert "fake: VerificationError: 'gradient of w' differs by 1.67e-01" in err
+
+
+def test_a_failed_row_leaves_the_others_standing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_workload(workload: str, arguments: Any) -> dict[str, Any]:
+        if workload == "fake":
+            raise harness.WorkerError("gone")
+        return {"workload": workload}
+
+    monkeypatch.setattr(training, "measure_workload", measure_workload)
+    code, out, err = run(capsys, "--json")
+    assert (code, [row["workload"] for row in json.loads(out)]) == (1, ["fake_too"])
+    assert "fake: WorkerError: gone" in err
+
+
+def test_table_has_one_line_per_row_and_the_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "--workload", "fake")
+    assert code == 0
+    assert "| fake | 1.000 | 2.000 | 2.00 (2.00 to 2.00) |" in out
+    assert "numpy " in out
+    assert "blas " in out
+
+
+def test_a_peer_that_is_not_installed_is_exit_code_4_with_the_command_that_installs_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, _, err = run(capsys)
+    assert code == 4
+    assert "pip install 'refkd[torch]'" in err
+
+
+@pytest.mark.parametrize("option", [["--rounds", "0"], ["--threads", "x"], ["--workload", "no"]])
+def test_a_senseless_option_is_a_usage_error(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["training", *option])
+    assert exit_info.value.code == 2
+    assert option[0] in capsys.readouterr().err

@@ -14,10 +14,16 @@ def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("data", help="fetch a data set, or say what is in one")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    fetch = actions.add_parser("fetch", help="download a data set, checked by SHA-256")
+    fetch = actions.add_parser(
+        "fetch", help="download a data set, checked by SHA-256, and print where it is"
+    )
     fetch.add_argument("name", help="mnist")
-    fetch.add_argument("--folder", help="where to put it (default: the user's cache)")
-    fetch.add_argument("--mirror", help="base URL to download from")
+    fetch.add_argument(
+        "--folder", metavar="DIR", help="where to put it (default: in the user's cache)"
+    )
+    fetch.add_argument(
+        "--mirror", metavar="URL", help="download from here (default: REFKD_MNIST_MIRROR, if set)"
+    )
     fetch.set_defaults(run=_fetch)
     show = actions.add_parser("show", help="say what a data set holds")
     show.add_argument("source", help="'digits', a folder with MNIST, or an .npz")
@@ -31,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("train", "validation", "test"):
         split = getattr(dataset, name)
         if split is not None:
-            print(f"  {name}: {len(split)} images, {split.images.dtype}")
+            logits = "" if split.teacher_logits is None else ", with teacher logits"
+            print(f"  {name}: {len(split):,} images, {split.images.dtype}{logits}")
     return 0
 
 

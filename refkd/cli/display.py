@@ -103,7 +103,7 @@ class BarDisplay(_Numbered):
                 total=steps_per_epoch * epochs,
                 initial=progress.epoch * steps_per_epoch + progress.step - 1,
                 desc=self.title,
-                unit="step",
+                unit=" steps",
                 leave=False,
                 ncols=_columns(),
                 bar_format=_BAR,
@@ -112,6 +112,8 @@ class BarDisplay(_Numbered):
 
     def epoch(self, training: str, record: Mapping[str, float], epochs: int) -> None:
         """Show the test accuracy."""
+        if self.bar is None:  # resumed between an epoch's last step and its end
+            return
         self.bar.set_postfix_str(f"test {record['test_accuracy']:.1%}", refresh=False)
 
     def close(self) -> None:

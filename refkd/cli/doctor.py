@@ -43,13 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0 if row.ok else 1
     for key, value in facts["environment"].items():
-        print(f"{key:<12}{value}")
+        name = "BLAS threads" if key == "threads" else key
+        print(f"{name:<14}{'unknown' if value is None else value}")
     for package, extra in _EXTRAS.items():
-        version = facts["extras"][package]
-        print(f"{package:<12}{version or f'not installed; extra: refkd[{extra}]'}")
+        missing = f"not installed; pip install 'refkd[{extra}]' brings it"
+        print(f"{package:<14}{facts['extras'][package] or missing}")
     for name, reason in facts["backends"].items():
-        print(f"backend {name}: {reason or 'ready'}")
-    print(f"gradient of {row.name}: {'right' if row.ok else 'WRONG'}, worst error {row.worst:.1e}")
+        print(reason or f"backend {name!r}: ready")
+    verdict = "right" if row.ok else "WRONG"
+    print(f"gradient of {row.name}: {verdict}, worst scaled error {row.worst:.1e}")
     return 0 if row.ok else 1
 
 

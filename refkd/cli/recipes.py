@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from typing import Any
 
-from refkd.recipes.config import load_recipe, shipped_recipes
+from refkd.recipes.load import load_recipe, shipped_recipes
 
 __all__ = ["register", "run"]
 
@@ -14,7 +15,9 @@ __all__ = ["register", "run"]
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("recipes", help="list the recipes, or print one")
-    parser.add_argument("recipe", nargs="?", help="print this recipe's TOML")
+    parser.add_argument(
+        "recipe", nargs="?", help="print the TOML of this recipe, a name or a .toml file"
+    )
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
     parser.set_defaults(run=run)
 
@@ -38,7 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows))
         return 0
     for recipe in recipes:
-        print(f"{recipe.name} (data: {recipe.data})\n    {recipe.title}")
+        print(f"{recipe.name} (data: {recipe.data})")
+        print(_indented(recipe.title))
         for name, protocol in recipe.protocols.items():
-            print(f"    --protocol {name}: {protocol.description}")
+            print(_indented(f"--protocol {name}: {protocol.description}"))
+        print()
+    print("run one with `refkd distill NAME`, print its TOML with `refkd recipes NAME`")
     return 0
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent="    ", subsequent_indent="        ")

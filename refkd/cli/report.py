@@ -4,41 +4,114 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refkd.errors import CheckpointError
+from refkd.errors import CheckpointError, MissingExtra
 from refkd.report import html_report, text_report
 from refkd.train.atomic import atomic_write_text
 from refkd.train.run import RunFolder
 
-__all__ = ["register", "run"]
+__all__ = ["read_result", "register", "result_path", "run", "show_result", "write_page"]
 
 
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("report", help="print a run's result and redraw its report")
+    parser = subparsers.add_parser(
+        "report",
+        help="print a run's result and redraw its report",
+        description="Print the result of a finished run and draw its report.html anew.",
+    )
     parser.add_argument("folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="only print the result, as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     folder = RunFolder.open(Path(arguments.folder))
-    path = folder.path / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}; an unfinished run has no result, "
-            f"continue it with: refkd distill --resume {folder.path}"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if arguments.json:
-        print(json.dumps(result))
-        return 0
-    print(text_report(result))
-    atomic_write_text(folder.path / "report.html", html_report(result))
+    result = read_result(folder)
+    if not arguments.json:
+        try:
+            write_page(folder, result)
+        except MissingExtra:
+            show_result(folder, result, as_json=False)
+            raise
+    show_result(folder, result, as_json=arguments.json)
     return 0
+
+
+def result_path(folder: RunFolder) -> Path:
+    """Return where a finished run keeps its result."""
+    return folder.path / "result.json"
+
+
+def read_result(folder: RunFolder) -> dict[str, Any]:
+    """Return the result of a finished run.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged.
+    """
+    path = result_path(folder)
+    with _damage_named(folder):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: {error.strerror}; an unfinished run has no result, "
+                f"continue it with: refkd distill --resume {folder.path}"
+            ) from error
+        if not isinstance(result, Mapping):
+            raise ValueError(f"expected an object, got {type(result).__name__}")
+        return dict(result)
+
+
+def write_page(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Draw the report of a run into its folder.
+
+    Raises
+    ------
+    MissingExtra
+        If matplotlib is not installed.
+    CheckpointError
+        If the result is damaged, or the page cannot be written.
+    """
+    with _damage_named(folder):
+        page = html_report(result)
+    atomic_write_text(folder.path / "report.html", page)
+
+
+def show_result(folder: RunFolder, result: dict[str, Any], *, as_json: bool) -> None:
+    """Print a result, as JSON or as a table that says where the report is."""
+    with _damage_named(folder):
+        text = json.dumps(result, allow_nan=False) if as_json else text_report(result)
+    if as_json:
+        print(text)
+        return
+    page = folder.path / "report.html"
+    print(text)
+    print(f"report: {page}" if page.exists() else f"run folder: {folder.path}")
+
+
+@contextmanager
+def _damage_named(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CheckpointError(
+            f"{result_path(folder)} is damaged ({type(error).__name__}: {error}); delete it and "
+            f"make it anew with: refkd distill --resume {folder.path}"
+        ) from error

@@ -135,10 +135,8 @@ class Supervised:
             1.0, log_q, batch.labels, label_smoothing=smoothing
         )
         _, grads = self.network.backward(own, cache, dlogits, need_dx=False)
-        next_state = self.network.next_state(own_state, cache)
-        return StepResult(
-            {"loss": loss}, add_prefix(self.name, grads), add_prefix(self.name, next_state)
-        )
+        next_state = dict(state) | add_prefix(self.name, self.network.next_state(own_state, cache))
+        return StepResult({"loss": loss}, add_prefix(self.name, grads), next_state)
 
 
 def select(arrays: Mapping[str, Array], network: str) -> Arrays:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from refkd.dispatch import Array
 from refkd.distill.objective import Objective
-from refkd.errors import ConfigError, check_positive
+from refkd.errors import ConfigError, check_positive, check_unit_interval
 
 __all__ = ["Optimizer", "Schedule", "Stage"]
 
@@ -85,5 +85,7 @@ class Stage:
                 raise ConfigError(f"Stage: {name} must be an integer >= 1, got {value!r}")
         if self.clip_norm is not None:
             check_positive("Stage", "clip_norm", self.clip_norm)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"Stage: ema_decay must be in [0, 1), got {self.ema_decay!r}")
+        if self.ema_decay is not None:
+            check_unit_interval("Stage", "ema_decay", self.ema_decay)
+            if self.ema_decay == 1:
+                raise ConfigError("Stage: ema_decay must be below 1, got 1: nothing is averaged")

@@ -88,7 +88,7 @@ class KDSpec:
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
-    def preset(cls, name: str, **parameters: float) -> KDSpec:
+    def preset(cls, name: str, /, **parameters: float) -> KDSpec:
         """Return the convention of a paper or library by name.
 
         Parameters

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import refkd
-from refkd.train.threads import blas_threads
+from refkd.threads import blas_threads
 
 __all__ = ["environment"]
 

@@ -16,13 +16,15 @@ from refkd.models import parameter_count
 from refkd.nn.layer import Layer
 from refkd.recipes.config import Protocol, Recipe, Student, Training
 from refkd.recipes.run import build_stage, network_spec
+from refkd.train.evaluate import evaluate_logits
 from refkd.train.loop import begin, train
 
 __all__ = ["describe"]
 
 _TIMED_STEPS = 20
+_TIMED_IMAGES = 512
 _COPIES = 4  # parameters, gradients and Adam's two moments
-_BASE_MEGABYTES = 60  # the interpreter, NumPy and its BLAS
+_BASE_MEGABYTES = 90  # the interpreter, NumPy and its BLAS, matplotlib at the end
 
 
 def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequence[int]) -> str:
@@ -36,7 +38,7 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
     seeds : sequence of int
         Of the students.
     """
-    lines = [f"{recipe.title}", f"data: {dataset.name}, {len(dataset.train)} training images"]
+    lines = [recipe.title, f"data: {dataset.name}, {len(dataset.train):,} training images"]
     teacher = network_spec(recipe.teacher, dataset).build()
     student = network_spec(recipe.student, dataset).build()
     stored = dataset.train.teacher_logits is not None
@@ -55,14 +57,17 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
     total = 0.0
     for name, network, training, images, repeats in trainings:
         steps = training.epochs * math.ceil(images / training.batch_size)
-        seconds = _seconds_per_step(network, training, dataset) * steps * repeats
+        seconds = repeats * (
+            steps * _seconds_per_step(network, training, dataset)
+            + training.epochs * _seconds_per_evaluation(network, dataset)
+        )
         total += seconds
         lines.append(
-            f"train {name}: {repeats} x {training.epochs} epochs of {images} images, "
+            f"train {name}: {repeats} x {training.epochs} epochs of {images:,} images, "
             f"{steps:,} steps each, about {_duration(seconds)}"
         )
     lines.append(f"expected peak memory: about {_peak_memory(dataset, teacher, student):.0f} MB")
-    lines.append(f"expected time: about {_duration(total)}, evaluations aside")
+    lines.append(f"expected time: about {_duration(total)}")
     return "\n".join(lines)
 
 
@@ -86,13 +91,26 @@ def _seconds_per_step(network: Layer, settings: Training, dataset: Dataset) -> f
     return min(seconds) / math.ceil(len(split) / settings.batch_size)
 
 
+def _seconds_per_evaluation(network: Layer, dataset: Dataset) -> float:
+    images = dataset.test.images[:_TIMED_IMAGES]
+    params, state = network.init(np.random.default_rng(0))
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        evaluate_logits(network, params, state, images, scale=dataset.scale)
+        seconds.append(time.perf_counter() - started)
+    evaluated = sum(len(s) for s in (dataset.test, dataset.validation) if s is not None)
+    return min(seconds) * evaluated / len(images)
+
+
 def _peak_memory(dataset: Dataset, *networks: Layer) -> float:
-    images = sum(s.images.nbytes for s in (dataset.train, dataset.test))
+    splits = (dataset.train, dataset.train, dataset.validation, dataset.test)  # a student's copy
+    images = sum(split.images.nbytes for split in splits if split is not None)
     largest = max(parameter_count(network) for network in networks)
-    return _BASE_MEGABYTES + (2 * images + 4 * _COPIES * largest) / 1e6
+    return _BASE_MEGABYTES + (images + 4 * _COPIES * largest) / 1e6
 
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min"
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -212,6 +212,7 @@ def _explain(text: str, result: dict[str, Any]) -> str:
         for key, value in result.items()
         if value and (key == "teacher" or key.startswith("student_"))
     }
+    sides.setdefault("teacher", SimpleNamespace(figure="unknown"))  # only its logits are known
     gains = {
         f"{row['a'].removeprefix('student_')}_gain": _described(row, row["mean"])
         for row in result["differences"]

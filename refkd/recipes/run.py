@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,29 +20,18 @@ from refkd.dispatch import Array
 from refkd.distill.logit import LogitDistillation, frozen_logits
 from refkd.distill.objective import Objective, Supervised, select
 from refkd.distill.stage import Stage
-from refkd.errors import DataError
+from refkd.errors import CheckpointError, DataError, NonFiniteError
 from refkd.nn.layer import Arrays, Layer, add_prefix
 from refkd.recipes import config
-from refkd.train.checkpoint import load_checkpoint, save_checkpoint
+from refkd.recipes.monitor import Display, RunMonitor
+from refkd.train.checkpoint import load_checkpoint
 from refkd.train.evaluate import accuracy, evaluate_logits
 from refkd.train.loop import begin, train
 from refkd.train.progress import Progress
 from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, read_network
 from refkd.train.seeds import Purpose, generator
 
-__all__ = ["Display", "RecipeRun", "Trained", "build_stage", "network_spec"]
-
-
-class Display(Protocol):
-    """Shows a person how far the run is."""
-
-    def step(self, training: str, progress: Progress, steps_per_epoch: int, epochs: int) -> None:
-        """Run after every step."""
-        ...
-
-    def epoch(self, training: str, record: Mapping[str, float], epochs: int) -> None:
-        """Run after every epoch."""
-        ...
+__all__ = ["RecipeRun", "Trained", "build_stage", "network_spec"]
 
 
 @dataclass(frozen=True)
@@ -170,23 +159,38 @@ class RecipeRun:
         self, name: str, seed: int, network: config.Network, teacher: TrainedNetwork | None
     ) -> TrainedNetwork:
         path = self.folder.network(name, seed)
-        if path.exists():
-            return read_network(path)[0]
         spec = network_spec(network, self.dataset)
+        if path.exists():
+            kept = read_network(path)[0]
+            _check_belongs(path, kept.spec.to_json(), spec)
+            return kept
         layer = spec.build()
         plan = self._plan(name, seed, layer, teacher)
         learns = plan.stage.objective.learns[0]
-        progress = self._resumed(name, seed, plan) or begin(
+        progress = self._resumed(name, seed, spec, plan) or begin(
             [plan.stage], seed, frozen_params=plan.frozen_params, frozen_state=plan.frozen_state
         )
-        train(
-            [plan.stage],
-            progress,
-            plan.split,
-            scale=self.dataset.scale,
-            evaluate=self._evaluator(layer, learns),
-            monitor=_RunMonitor(self, name, seed, (learns,), plan.stage.epochs),
-        )
+        try:
+            train(
+                [plan.stage],
+                progress,
+                plan.split,
+                scale=self.dataset.scale,
+                evaluate=self._evaluator(layer, learns),
+                monitor=RunMonitor(
+                    self.folder,
+                    self.display,
+                    self.stop_requested,
+                    self.save_every,
+                    name,
+                    seed,
+                    spec,
+                    (learns,),
+                    plan.stage.epochs,
+                ),
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{name}-seed{seed}: {error}") from error
         trained = TrainedNetwork(
             spec,
             layer,
@@ -250,12 +254,13 @@ class RecipeRun:
             )
         return dataclasses.replace(split, teacher_logits=np.concatenate(blocks))
 
-    def _resumed(self, name: str, seed: int, plan: _Plan) -> Progress | None:
+    def _resumed(self, name: str, seed: int, spec: NetworkSpec, plan: _Plan) -> Progress | None:
         if not self.folder.in_progress.exists():
             return None
         arrays, metadata = load_checkpoint(self.folder.in_progress)
         if metadata.get("training") != f"{name}-seed{seed}":
             return None
+        _check_belongs(self.folder.in_progress, metadata.get("network"), spec)
         return Progress.from_checkpoint(
             arrays, metadata, frozen_params=plan.frozen_params, frozen_state=plan.frozen_state
         )
@@ -266,8 +271,22 @@ class RecipeRun:
             read_network(p)[1] for p in (self.folder.path / "networks").glob("*.safetensors")
         ]
         if self.folder.in_progress.exists():
-            belongs.append(int(load_checkpoint(self.folder.in_progress)[1]["metrics_bytes"]))
+            metadata = load_checkpoint(self.folder.in_progress)[1]
+            if "metrics_bytes" not in metadata:
+                raise CheckpointError(
+                    f"{self.folder.in_progress}: is no training of a run; delete it to go on "
+                    f"without it"
+                )
+            belongs.append(int(metadata["metrics_bytes"]))
         self.folder.truncate_metrics(max(belongs, default=0))
+
+
+def _check_belongs(path: Path, found: str | None, spec: NetworkSpec) -> None:
+    if found != spec.to_json():
+        raise CheckpointError(
+            f"{path}: holds another network than the recipe asks for (found {found}, expected "
+            f"{spec.to_json()}); restore the recipe, or delete the file to train it anew"
+        )
 
 
 class _Plan(NamedTuple):
@@ -277,38 +296,3 @@ class _Plan(NamedTuple):
     split: Split
     frozen_params: Arrays
     frozen_state: Arrays
-
-
-@dataclass
-class _RunMonitor:
-    """Logs epochs, saves from time to time, and stops where asked to."""
-
-    run: RecipeRun
-    name: str
-    seed: int
-    learns: tuple[str, ...]
-    epochs: int
-    saved_at: float = field(default_factory=time.monotonic)
-
-    def after_step(self, progress: Progress, steps_per_epoch: int) -> None:
-        self.run.display.step(self._training, progress, steps_per_epoch, self.epochs)
-        stop = self.run.stop_requested()
-        if stop or time.monotonic() - self.saved_at > self.run.save_every:
-            self._save(progress)
-        if stop:
-            raise KeyboardInterrupt
-
-    def after_epoch(self, progress: Progress, record: Mapping[str, float]) -> None:
-        self.run.folder.log({"training": self.name, "seed": self.seed, **record})
-        self.run.display.epoch(self._training, record, self.epochs)
-
-    @property
-    def _training(self) -> str:
-        return f"{self.name}-seed{self.seed}"
-
-    def _save(self, progress: Progress) -> None:
-        arrays, metadata = progress.to_checkpoint(self.learns)
-        metadata["training"] = self._training
-        metadata["metrics_bytes"] = str(self.run.folder.metrics_bytes())
-        save_checkpoint(self.run.folder.in_progress, arrays, metadata)
-        self.saved_at = time.monotonic()

@@ -17,10 +17,10 @@ from refkd.distill.objective import Batch, StepResult, select
 from refkd.distill.stage import Stage
 from refkd.errors import ConfigError, NonFiniteError
 from refkd.nn.layer import Arrays, add_prefix
+from refkd.threads import limit_blas_threads
 from refkd.train.optim import clip_by_global_norm, global_norm, update_average
 from refkd.train.progress import Progress
 from refkd.train.seeds import Purpose, generator
-from refkd.train.threads import limit_blas_threads
 
 __all__ = ["Monitor", "begin", "initialise", "train"]
 

@@ -225,11 +225,11 @@ def read_network(path: Path) -> tuple[TrainedNetwork, int]:
         spec = NetworkSpec.from_json(metadata["network"])
         history = json.loads(metadata["history"])
         metrics_bytes = int(metadata["metrics_bytes"])
+        network = spec.build()
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: holds no trained network of this version ({type(error).__name__}: {error})"
         ) from error
-    network = spec.build()
     params, state = network.split_state_dict(arrays)
     return TrainedNetwork(spec, network, params, state, history), metrics_bytes
 

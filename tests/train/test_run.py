@@ -140,9 +140,7 @@ def test_a_network_that_is_not_there_is_an_error_that_lists_what_is(
 ) -> None:
     keep(folder, "teacher", 0)
     keep(folder, "student_distilled", 1)
-    with pytest.raises(
-        CheckpointError, match=r"it has: student_distilled-seed1, teacher-seed0$"
-    ):
+    with pytest.raises(CheckpointError, match=r"it has: student_distilled-seed1, teacher-seed0$"):
         load(folder.path, **asked)
 
 

@@ -20,8 +20,8 @@ TEACHER = create("mlp", in_features=6, hidden=(8,), num_classes=3)
 SPEC = KDSpec.preset("hinton", temperature=4.0, alpha=0.5)
 
 
-def stage(objective, optimizer=SGD(0.1)) -> Stage:
-    return Stage(objective, optimizer, Constant(), epochs=1, batch_size=4)
+def stage(objective, optimizer=None) -> Stage:
+    return Stage(objective, optimizer or SGD(0.1), Constant(), epochs=1, batch_size=4)
 
 
 def test_the_same_seed_and_purpose_give_the_same_numbers() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -121,7 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
             print(estimate.describe(recipe, protocol, dataset, seeds))
             return 0
         if arguments.resume is None:
+            options = replace(options, data_sha256=dataset.sha256())
             RunFolder.create(folder.path, f"{text.rstrip()}\n\n{options.to_toml()}")
+        elif dataset.sha256() != options.data_sha256:
+            raise DataError(
+                f"{options.data}: not the data this run was started with; restore it, or start "
+                f"a new run"
+            )
         try:
             with interrupts.caught(), closing(display):
                 result = _train(recipe_run, options.protocol)
@@ -143,7 +149,7 @@ def _check_fits(run: RecipeRun) -> None:
                 f"recipe {run.recipe.name!r}: student {name!r} names class {largest}, "
                 f"{run.dataset.name} has classes 0 to {run.dataset.num_classes - 1}"
             )
-        run.training_split(student, run.seeds[0])
+        run.training_rows(student, run.seeds[0])
 
 
 def _train(recipe_run: RecipeRun, protocol: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 from typing import Any
 
 from refkd.dispatch import available_backends
@@ -37,7 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         "environment": environment(),
         "extras": {package: _version(package) for package in _EXTRAS},
         "backends": available_backends(),
-        "gradient_check": {"name": row.name, "ok": row.ok, "worst": row.worst},
+        "gradient_check": {
+            "name": row.name,
+            "ok": row.ok,
+            "worst": row.worst if math.isfinite(row.worst) else None,
+        },
     }
     if arguments.json:
         print(json.dumps(facts))

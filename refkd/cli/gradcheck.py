@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from refkd.errors import ConfigError
 from refkd.testing.pairs import PairResult, check_all
 
 __all__ = ["register", "run"]
@@ -37,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     ConfigError
-        If a name is no registered pair.
+        If a name is no registered pair, or the seed is negative.
     """
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
     results = list(check_all(arguments.names or None, seed=arguments.seed))
     print(_json(results) if arguments.json else _table(results))
     return 0 if all(result.ok for result in results) else 1

@@ -40,6 +40,7 @@ class Options:
     teacher_logits: str = ""
     backend: str = "numpy"
     cache_teacher: bool = True
+    data_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.first_seed < 0:

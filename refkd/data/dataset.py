@@ -7,6 +7,7 @@ here once, on construction. Files are read elsewhere, augmentation is elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,16 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, without the batch axis."""
         return self.train.images.shape[1:]
+
+    def sha256(self) -> str:
+        """Digest of all images, labels and logits: two data sets that differ have two."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test, self.validation):
+            for array in (split.images, split.labels, split.teacher_logits) if split else ():
+                if array is not None:
+                    digest.update(f"{array.dtype.str}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _check_split(self, where: str, split: Split) -> None:
         images, logits = split.images, split.teacher_logits

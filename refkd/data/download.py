@@ -63,7 +63,7 @@ def fetch(
     except (OSError, ValueError) as error:  # no connection, no permission; a wrong hash
         raise DataError(
             f"fetch: could not get {name} from {address} ({error})\n"
-            f"Name another mirror (mirror= or --mirror, or REFKD_MNIST_MIRROR), or put these files, "
-            f"SHA-256 first, into {target}:\n{_MNIST_SHA256}"
+            f"Name another mirror (mirror= or --mirror, or REFKD_MNIST_MIRROR), or put these "
+            f"files, SHA-256 first, into {target}:\n{_MNIST_SHA256}"
         ) from error
     return target

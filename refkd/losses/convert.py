@@ -63,7 +63,7 @@ def _check_same_function(spec: KDSpec, target: KDSpec, name: str) -> None:
 def _check_one_alpha(hard_weight: float, soft_weight: float, target: KDSpec, name: str) -> None:
     # In `target` the two weights hang on one alpha: its soft weight is a multiple, `gain`,
     # of what the hard weight leaves of 1.
-    if target.soft_weight == 0:
+    if target.soft_weight == 0 or target.hard_weight == 1:
         raise ConfigError(
             f"KDSpec.convert: in {name} alpha = {target.alpha:g} leaves the soft term no "
             f"weight to scale; give a spec with another alpha"

@@ -6,6 +6,7 @@ through the fused kernel pair ``softmax_kd``; the other divergences are composed
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from refkd.dispatch import Array, namespace
@@ -57,7 +58,7 @@ def distillation_loss(
     ShapeError, DtypeError, ConfigError
         If the arguments do not fit together, or ``spec`` is no spec.
     DataError
-        If logits are NaN or infinite, or a label is outside [0, C).
+        If logits are NaN or infinite, a label is outside [0, C), or the loss overflows.
 
     Examples
     --------
@@ -79,7 +80,13 @@ def distillation_loss(
     if labels is not None:
         _check_label_range(where, labels, student_logits.shape[-1])
     terms, saved = kd_forward(student_logits, teacher_logits, labels, spec)
-    return float(terms.loss), kd_backward(1.0, saved, labels, spec)
+    value = float(terms.loss)
+    if not math.isfinite(value):
+        raise DataError(
+            f"{where}: the loss is {value}; the logits divided by the temperature "
+            f"{spec.temperature:g} overflow {student_logits.dtype}"
+        )
+    return value, kd_backward(1.0, saved, labels, spec)
 
 
 def kd_forward(

@@ -46,7 +46,7 @@ def softmax_kd_forward(
     student_logits, teacher_logits : array, shape (B, C)
         z and v. The teacher is a constant here.
     labels : integer array, shape (B,), or None
-        Class indices in [0, C); may be None where ``hard_weight`` is 0.
+        Class indices in [0, C), not checked here; may be None where ``hard_weight`` is 0.
     temperature : float, > 0
         T.
     hard_weight, soft_weight : float
@@ -86,7 +86,7 @@ def softmax_kd_forward(
         hard = soft * 0
     else:
         hard = -xp.take_along_axis(log_q, labels[:, None], axis=1).sum() / batch
-    loss = hard_weight * hard + soft_weight * soft
+    loss = float(hard_weight) * hard + float(soft_weight) * soft
     return loss, hard, soft, xp.exp(log_q), xp.exp(log_s), t
 
 
@@ -136,9 +136,10 @@ def softmax_kd_backward(
     where = "softmax_kd_backward"
     xp = check_kd_inputs(where, labels, temperature, hard_weight, reduction, q=q, s=s, t=t)
     batch, classes = q.shape
-    dz = (s - t) * (soft_weight / (temperature * _divisor(reduction, batch, classes)))
+    scale = float(temperature) * _divisor(reduction, batch, classes)
+    dz = (s - t) * (float(soft_weight) / scale)
     if labels is not None:
-        dz = dz + (q - (labels[:, None] == xp.arange(classes))) * (hard_weight / batch)
+        dz = dz + (q - (labels[:, None] == xp.arange(classes))) * (float(hard_weight) / batch)
     return dz * cotangent(where, dloss, q, ())
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refkd.dispatch import Array
+from refkd.errors import ConfigError
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
 from refkd.ops.linear import linear_backward, linear_forward
 
@@ -30,6 +31,11 @@ class Linear(Layer):
     bias : bool
         Whether there is a b.
 
+    Raises
+    ------
+    ConfigError
+        On construction, if a width is not a positive integer.
+
     Notes
     -----
     Initialised as ``torch.nn.Linear``: W and b uniform in ±1/√in_features.
@@ -38,6 +44,11 @@ class Linear(Layer):
     in_features: int
     out_features: int
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        widths = (self.in_features, self.out_features)
+        if any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
+            raise ConfigError(f"Linear: widths must be positive integers, got {widths}")
 
     def shapes(self) -> tuple[Shapes, Shapes]:
         shapes: Shapes = {"weight": (self.out_features, self.in_features)}

@@ -47,6 +47,7 @@ class Sequential(Layer):
     layers: tuple[tuple[str, Layer], ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple((name, layer) for name, layer in self.layers))
         names = [name for name, _ in self.layers]
         if len(set(names)) < len(names) or any("." in n or not n for n in names):
             raise ConfigError(
@@ -118,6 +119,8 @@ class Sequential(Layer):
         check_no_taps(self, taps, known=[name for name, _ in self.layers])
         params_of, taps_of = split_by_prefix(params), split_by_prefix(taps or {})
         grads: Arrays = {}
+        # Before the first layer with parameters a cotangent serves nobody but the caller.
+        first = next((i for i, (n, _) in enumerate(self.layers) if n in params_of), 0)
         for i, (name, layer) in reversed(list(enumerate(self.layers))):
             layer_params, inner_taps = params_of.get(name, {}), taps_of.get(name, {})
             dy = add_cotangents(dy, inner_taps.pop("", None))
@@ -128,11 +131,11 @@ class Sequential(Layer):
                     layer_params,
                     cache.children[i],
                     dy,
-                    need_dx=need_dx or i > 0,
+                    need_dx=need_dx or i > first,
                     taps=inner_taps,
                 )
             grads = add_prefix(name, layer_grads) | grads
-        return dy, grads
+        return dy if need_dx else None, grads
 
     def next_state(self, state: Mapping[str, Array], cache: SequentialCache) -> Arrays:
         state_of = split_by_prefix(state)

@@ -149,7 +149,8 @@ def gelu_forward(x: Array, *, approximate: str = "none") -> Array:
     ----------
     x : array, any shape
     approximate : {"none", "tanh"}
-        ``"none"`` is exact: Φ(x) = (1 + erf(x/√2))/2. ``"tanh"`` takes
+        ``"none"`` is exact: Φ(x) = (1 + erf(x/√2))/2, accurate to rounding of 1, so that
+        the far left tail, where Φ is below that, is lost as in PyTorch. ``"tanh"`` takes
         Φ(x) ≈ (1 + tanh u)/2 = σ(2u), u = √(2/π) (x + 0.044715 x³); written with the
         sigmoid σ, it keeps its relative accuracy in the left tail.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from refkd.dispatch import Array, kernel
 from refkd.errors import ShapeError, check_float_dtypes
 
@@ -35,7 +37,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None) -> Array:
             f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
         )
     # One matrix product over all leading axes: a stack of small ones is far slower.
-    y = x.reshape(-1, x.shape[-1]) @ weight.T
+    y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ weight.T
     if bias is not None:
         y = y + bias
     return y.reshape(*x.shape[:-1], weight.shape[0])
@@ -74,8 +76,9 @@ def linear_backward(
             f"linear_backward: dy must have shape {(*x.shape[:-1], weight.shape[0])}, "
             f"got {tuple(dy.shape)}"
         )
-    dy2d = dy.reshape(-1, dy.shape[-1])
-    dweight = dy2d.T @ x.reshape(-1, x.shape[-1])
+    rows = math.prod(x.shape[:-1])
+    dy2d = dy.reshape(rows, dy.shape[-1])
+    dweight = dy2d.T @ x.reshape(rows, x.shape[-1])
     dbias = dy2d.sum(axis=0)
     dx = (dy2d @ weight).reshape(x.shape) if need_dx else None
     return dx, dweight, dbias

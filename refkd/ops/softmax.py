@@ -22,7 +22,7 @@ def softmax_forward(x: Array, *, axis: int = -1, temperature: float = 1.0) -> Ar
     Parameters
     ----------
     x : array, any shape
-        Logits; any finite magnitude is safe.
+        Logits; their magnitude does not matter, only their differences.
     axis : int
     temperature : float, > 0
         T → 0 tends to the one-hot vector of the maximum, T → ∞ to the uniform one.
@@ -72,8 +72,8 @@ def softmax_backward(dy: Array, y: Array, *, axis: int = -1, temperature: float 
 def log_softmax_forward(x: Array, *, axis: int = -1, temperature: float = 1.0) -> Array:
     """Return log q_i = x_i/T − log Σ_j exp(x_j/T) along ``axis``.
 
-    Never the logarithm of a softmax: that is −∞ wherever a probability underflows,
-    and this is finite for all finite logits.
+    Never the logarithm of a softmax: that is −∞ wherever a probability underflows, and
+    this is finite wherever the differences of the logits, divided by T, are.
 
     Parameters
     ----------

@@ -121,6 +121,11 @@ class Student(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.spec()
+        if self.distill is not None and self.label_smoothing:
+            raise ConfigError(
+                "label_smoothing: the distillation loss has none, so the students would differ "
+                "in more than their teaching; set it to 0"
+            )
         _check_published(self.published)
         if self.train_images is not None:
             _check_at_least(1, "train_images", self.train_images)

@@ -83,7 +83,7 @@ def summarise(
         )
     for name, side in students.items():
         settings = run.protocol.students[name]
-        size = len(run.training_split(settings, run.seeds[0]))
+        size = len(run.training_rows(settings, run.seeds[0]))
         entry = _side(side, settings.label or name, settings, size, test)
         kd = settings.spec()
         entry["explain"] = kd and kd.explain(num_classes=run.dataset.num_classes)
@@ -214,14 +214,14 @@ def _explain(text: str, result: dict[str, Any]) -> str:
     }
     sides.setdefault("teacher", SimpleNamespace(figure="unknown"))  # only its logits are known
     gains = {
-        f"{row['a'].removeprefix('student_')}_gain": _described(row, row["mean"])
+        f"{row['a'].removeprefix('student_')}_gain": _described(row, row["mean"], "+")
         for row in result["differences"]
     }
     return text.strip().format(**sides, **gains) if text else ""
 
 
-def _described(values: dict[str, Any], center: float) -> SimpleNamespace:
-    figure = f"{center:.4f}"
+def _described(values: dict[str, Any], center: float, sign: str = "") -> SimpleNamespace:
+    figure = f"{center:{sign}.4f}"
     if values["interval"] is not None:
         figure += f" ± {(values['interval'][1] - values['interval'][0]) / 2:.4f}"
     return SimpleNamespace(**values, figure=figure)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refkd.data.dataset import Dataset, Split, to_batch
 from refkd.dispatch import Array
@@ -107,6 +108,7 @@ class RecipeRun:
     cache_teacher: bool = True
     stop_requested: Callable[[], bool] = lambda: False
     save_every: float = 30.0
+    _stored: dict[int, Array] = field(default_factory=dict, init=False, repr=False)
 
     def train_all(self) -> Trained:
         """Train what is not trained yet and return all networks.
@@ -132,8 +134,8 @@ class RecipeRun:
                 )
         return Trained(teacher, students)
 
-    def training_split(self, student: config.Student, seed: int) -> Split:
-        """Return the images one student learns from.
+    def training_rows(self, student: config.Student, seed: int) -> NDArray[np.intp]:
+        """Return which of the training images one student learns from, in ascending order.
 
         Raises
         ------
@@ -153,7 +155,7 @@ class RecipeRun:
             )
         if size < len(rows):
             rows = np.sort(generator(seed, Purpose.SUBSET).permutation(rows)[:size])
-        return self.dataset.train.take(rows)
+        return rows
 
     def _trained(
         self, name: str, seed: int, network: config.Network, teacher: TrainedNetwork | None
@@ -208,7 +210,9 @@ class RecipeRun:
             supervised = Supervised(layer, "teacher", settings.label_smoothing)
             return _Plan(build_stage(supervised, settings), self.dataset.train, {}, {})
         student = self.protocol.students[name.removeprefix("student_")]
-        split, kd = self.training_split(student, seed), student.spec()
+        rows, kd = self.training_rows(student, seed), student.spec()
+        everything = self.dataset.train
+        split = everything if len(rows) == len(everything) else everything.take(rows)
         if kd is None:
             supervised = Supervised(layer, "student", student.label_smoothing)
             return _Plan(build_stage(supervised, student), split, {}, {})
@@ -216,7 +220,8 @@ class RecipeRun:
             return _Plan(build_stage(LogitDistillation(layer, None, kd), student), split, {}, {})
         objective = LogitDistillation(layer, teacher.network, kd)
         if self.cache_teacher:
-            split = self._with_stored_logits(split, teacher, student.batch_size)
+            logits = self._stored_logits(teacher, student.batch_size)[rows]
+            split = dataclasses.replace(split, teacher_logits=logits)
             return _Plan(build_stage(objective, student), split, {}, {})
         return _Plan(
             build_stage(objective, student),
@@ -241,18 +246,23 @@ class RecipeRun:
 
         return evaluate
 
-    def _with_stored_logits(self, split: Split, teacher: TrainedNetwork, batch_size: int) -> Split:
-        dtype = next(iter(teacher.params.values())).dtype
-        blocks = []
-        rows = batch_size * max(1, 4096 // batch_size)  # a few MB of floats at a time
-        for start in range(0, len(split), rows):
-            images = to_batch(split.images[start : start + rows], self.dataset.scale, dtype)
-            blocks.append(
+    def _stored_logits(self, teacher: TrainedNetwork, batch_size: int) -> Array:
+        if batch_size not in self._stored:
+            images, scale = self.dataset.train.images, self.dataset.scale
+            dtype = next(iter(teacher.params.values())).dtype
+            step = batch_size * max(1, 4096 // batch_size)  # a few MB of floats at a time
+            blocks = (
                 frozen_logits(
-                    teacher.network, teacher.params, teacher.state, images, block=batch_size
+                    teacher.network,
+                    teacher.params,
+                    teacher.state,
+                    to_batch(images[start : start + step], scale, dtype),
+                    block=batch_size,
                 )
+                for start in range(0, len(images), step)
             )
-        return dataclasses.replace(split, teacher_logits=np.concatenate(blocks))
+            self._stored[batch_size] = np.concatenate(list(blocks))
+        return self._stored[batch_size]
 
     def _resumed(self, name: str, seed: int, spec: NetworkSpec, plan: _Plan) -> Progress | None:
         if not self.folder.in_progress.exists():

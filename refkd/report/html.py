@@ -81,7 +81,11 @@ def _paragraphs(text: str) -> list[str]:
 
 def _results(result: Mapping[str, Any], sides: Sequence[Network]) -> Iterable[str]:
     yield _accuracy_table(sides)
-    yield '<p class="note">Accuracy: mean over the seeds ± half of the 95% interval of it.</p>'
+    if any(network.side.get("interval") is not None for network in sides):
+        yield (
+            '<p class="note">Accuracy: mean over the students\' seeds ± half of the 95% interval '
+            "of it; one teacher and one set of test images for all.</p>"
+        )
     if result.get("differences"):
         items = (f"<li>{_text(difference_sentence(d, result))}</li>" for d in result["differences"])
         yield f"<ul>{''.join(items)}</ul>"

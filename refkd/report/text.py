@@ -74,7 +74,10 @@ def _accuracy_table(rows: Sequence[Network]) -> str:
         for network, row in zip(rows, cells, strict=True):
             published = network.side.get("published")
             row.insert(2, "" if published is None else f"{100 * published:.2f}")
-    note = "accuracy: mean over the seeds ± half of the 95% interval of that mean"
+    note = (
+        "accuracy: mean over the students' seeds ± half of the 95% interval of that mean;\n"
+        "one teacher and one set of test images for all"
+    )
     return _table(header, cells) + "\n" + note
 
 

@@ -143,7 +143,7 @@ def answer(result: Result) -> str:
     else:
         more = "more" if mean > 0 else "less"
         sentence += f"{points(abs(mean))[1:]} points {more} than the same student alone"
-    if (epochs := _unequal_epochs(result, "student_distilled", "student_alone")) is not None:
+    if (epochs := _unequal_training(result, "student_distilled", "student_alone")) is not None:
         sentence += f" (after {epochs})"
     interval = difference.get("interval") if difference else None
     if len(distilled["accuracies"]) == 1:
@@ -172,8 +172,8 @@ def difference_sentence(difference: Mapping[str, Any], result: Result) -> str:
     verdict = _verdict(interval)
     if verdict == 0:
         meaning = "within noise"
-    elif (epochs := _unequal_epochs(result, difference["a"], difference["b"])) is not None:
-        meaning = f"{a} is {'better' if verdict > 0 else 'worse'}, after {epochs}"
+    elif (unequal := _unequal_training(result, difference["a"], difference["b"])) is not None:
+        meaning = f"{a} is {'better' if verdict > 0 else 'worse'}, after {unequal}"
     elif (difference["a"], difference["b"]) == ("student_distilled", "student_alone"):
         meaning = "distillation helped" if verdict > 0 else "distillation hurt"
     else:
@@ -195,8 +195,11 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _unequal_epochs(result: Result, a: str, b: str) -> str | None:
-    first, second = result[a]["epochs"], result[b]["epochs"]
-    if first == second:
-        return None
-    return f"{first} epoch{'s' if first != 1 else ''} against {second}"
+def _unequal_training(result: Result, a: str, b: str) -> str | None:
+    """Say what two students were not given equally: ``20 epochs against 3``; None if nothing."""
+    unequal = []
+    for key, unit in (("epochs", "epoch"), ("train_images", "training image")):
+        first, second = result[a][key], result[b][key]
+        if first != second:
+            unequal.append(f"{first:,} {unit}{'s' if first != 1 else ''} against {second:,}")
+    return " and ".join(unequal) or None

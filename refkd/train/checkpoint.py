@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,13 +83,13 @@ def load_checkpoint(
     with open_safetensors(path) as (stream, header):
         metadata = dict(header.metadata)
         recorded = metadata.pop(DIGEST_KEY, None)
-        if recorded is None:
+        if recorded is None or not re.fullmatch("[0-9a-f]{64}", recorded):
             raise CheckpointError(
                 f"{header.file}: a safetensors file without {DIGEST_KEY!r}, expected a "
                 f"checkpoint of refkd; read files of other programs with "
                 f"refkd.train.safetensors.read_safetensors"
             )
-        digest = hashlib.sha256(header.raw.replace(recorded.encode(), _BLANK.encode()))
+        digest = hashlib.sha256(header.raw.replace(recorded.encode(), _BLANK.encode(), 1))
         arrays = read_arrays(stream, header, observe=digest.update)
     if digest.hexdigest() != recorded:
         raise CheckpointError(

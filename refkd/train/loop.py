@@ -48,15 +48,15 @@ def initialise(
 ) -> tuple[Arrays, Arrays]:
     """Draw the parameters and state of every network that learns in some stage.
 
-    Each network has a generator of its own, by its position among the names, so that
-    adding a network does not change another's weights.
+    Each network has a generator of its own, by its name, so that neither another network
+    nor another training with the same seed shares its weights.
     """
     params: Arrays = {}
     state: Arrays = {}
     names = list(dict.fromkeys(name for stage in stages for name in stage.objective.learns))
-    for position, name in enumerate(names):
+    for name in names:
         network = next(s.objective.networks[name] for s in stages if name in s.objective.networks)
-        drawn = network.init(generator(seed, Purpose.INIT, position), dtype=dtype)
+        drawn = network.init(generator(seed, Purpose.INIT, name), dtype=dtype)
         params |= add_prefix(name, drawn[0])
         state |= add_prefix(name, drawn[1])
     return params, state
@@ -82,7 +82,7 @@ def begin(
     params, state = initialise(stages, seed)
     return Progress(
         seed=seed,
-        rng=generator(seed, Purpose.DROPOUT),
+        rng=generator(seed, Purpose.DROPOUT, *stages[0].objective.learns),
         params={**(frozen_params or {}), **params},
         state={**(frozen_state or {}), **state},
     )
@@ -190,9 +190,8 @@ def _run_epoch(
 
 
 def _batches(stage: Stage, progress: Progress, split: Split, scale: float) -> Iterator[Batch]:
-    order = generator(progress.seed, Purpose.ORDER, progress.stage, progress.epoch).permutation(
-        len(split)
-    )
+    key: tuple[int | str, ...] = (*stage.objective.learns, progress.stage, progress.epoch)
+    order = generator(progress.seed, Purpose.ORDER, *key).permutation(len(split))
     dtype = next(iter(_learning(stage, progress.params).values())).dtype
     for start in range(progress.step * stage.batch_size, len(split), stage.batch_size):
         rows = order[start : start + stage.batch_size]

@@ -180,7 +180,7 @@ def clip_by_global_norm(
         Before clipping.
     """
     norm = global_norm(grads)
-    scale = max_norm / (norm + 1e-6)
+    scale = float(max_norm) / (norm + 1e-6)
     if scale >= 1:
         return dict(grads), norm
     return {name: grad * scale for name, grad in grads.items()}, norm

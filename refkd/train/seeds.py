@@ -8,6 +8,7 @@ which is what makes their difference a paired one.
 from __future__ import annotations
 
 import enum
+import zlib
 
 import numpy as np
 
@@ -23,6 +24,16 @@ class Purpose(enum.IntEnum):
     SUBSET = 3
 
 
-def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """Return the generator of ``seed`` for one purpose, and one epoch or stage of it."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(purpose), *indices)))
+def generator(seed: int, purpose: Purpose, *key: int | str) -> np.random.Generator:
+    """Return the generator of ``seed`` for one purpose, and one network, stage or epoch of it.
+
+    Parameters
+    ----------
+    seed : int, >= 0
+    purpose : Purpose
+    *key : int or str
+        Numbers, and names of networks: a teacher and a student of one seed draw
+        independently of each other.
+    """
+    numbers = (zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(purpose), *numbers)))

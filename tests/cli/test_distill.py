@@ -204,7 +204,7 @@ def test_without_the_cache_the_students_are_the_same_bytes(distill: Any) -> None
 def test_without_the_cache_no_logits_are_stored(
     distill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refkd.recipes.run.RecipeRun._with_stored_logits", None)
+    monkeypatch.setattr("refkd.recipes.run.RecipeRun._stored_logits", None)
     assert distill("--quiet", "--no-cache-teacher").code == 0
 
 

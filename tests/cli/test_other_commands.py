@@ -277,3 +277,8 @@ def test_gradcheck_of_an_unknown_pair_is_a_usage_error(refkd: Any) -> None:
     code, _, err = refkd("gradcheck", "linaer")
     assert code == 2
     assert "'linear'" in err
+
+
+def test_gradcheck_refuses_a_negative_seed(refkd: Any) -> None:
+    code, _, err = refkd("gradcheck", "--seed", "-1")
+    assert (code, "at least 0" in err) == (2, True)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refkd.cli.distill import _Interrupts
@@ -393,9 +394,18 @@ def test_a_recipe_edited_between_sessions_is_refused(interrupted: Path, refkd: A
     assert "another" in err
 
 
-def test_a_checkpoint_of_something_else_is_refused(interrupted: Path, refkd: Any) -> None:
-    import numpy as np
+def test_other_data_under_the_same_path_are_refused(
+    interrupted: Path, refkd: Any, arrays: dict[str, Any]
+) -> None:
+    before = networks(interrupted)
+    np.savez("data.npz", x=255 - arrays["x"], y=arrays["y"])
+    code, _, err = refkd("distill", "--resume", interrupted, "--quiet")
+    assert code == 3
+    assert "not the data this run was started with" in err
+    assert networks(interrupted) == before
 
+
+def test_a_checkpoint_of_something_else_is_refused(interrupted: Path, refkd: Any) -> None:
     from refkd.train.checkpoint import save_checkpoint
 
     save_checkpoint(interrupted / "in-progress.safetensors", {"a": np.zeros(3)}, {"by": "hand"})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refkd.data import Dataset, Split, to_batch
+from refkd.data import Dataset, Split, load_digits, to_batch
 from refkd.errors import DataError
 
 
@@ -164,3 +164,18 @@ def test_to_batch_is_the_product_in_the_dtype_asked_for(
     np.testing.assert_array_equal(batch, images.astype(dtype) * dtype(1 / 255))
     np.testing.assert_array_equal(images, before)
     assert not np.shares_memory(batch, images)
+
+
+def test_the_digest_tells_any_change_of_a_data_set() -> None:
+    digits = load_digits()
+    images = digits.train.images.copy()
+    images[5, 3, 3] ^= 1
+    labels = digits.test.labels.copy()
+    labels[[0, 1]] = labels[[1, 0]]
+    changed = [
+        dataclasses.replace(digits, train=Split(images, digits.train.labels)),
+        dataclasses.replace(digits, test=Split(digits.test.images, labels)),
+        dataclasses.replace(digits, validation=None),
+    ]
+    assert load_digits().sha256() == digits.sha256()
+    assert len({d.sha256() for d in (digits, *changed)}) == 4

@@ -178,3 +178,10 @@ def test_a_command_line_that_does_not_exist_is_refused() -> None:
 def test_links_in_code_are_none_and_in_html_are() -> None:
     page = '[a](b.md "title") ![c](<d.svg>) `[e](f)` <img src="g.png">\n\n```\n[h](i)\n```\n'
     assert links(page) == ["b.md", "d.svg", "g.png"]
+
+
+def test_readme_has_a_row_of_results_for_every_recipe_with_its_command() -> None:
+    rows = [line for line in README.read_text("utf-8").splitlines() if line.startswith("|")]
+    for recipe in set(shipped_recipes()) - {"own-data", "digits"}:
+        assert any(f"`refkd distill {recipe} " in row for row in rows), recipe
+    assert any("`refkd distill`" in row for row in rows)

@@ -186,3 +186,9 @@ def test_a_loss_of_weight_zero_has_no_alpha() -> None:
 def test_an_unknown_convention_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="did you mean 'textbrewer'"):
         KDSpec(2.0, 0.5, 0.5).convert("textbrewr")
+
+
+def test_a_given_convention_without_room_for_a_soft_weight_cannot_be_scaled() -> None:
+    full = KDSpec(2.0, 1.0, 0.5, alpha_weights="hard")
+    with pytest.raises(ConfigError, match="leaves the soft term no weight"):
+        KDSpec(2.0, 0.5, 0.5).convert(full)

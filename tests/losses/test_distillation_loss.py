@@ -231,3 +231,10 @@ def test_logits_of_two_shapes_are_refused_and_never_broadcast(
 def test_what_is_no_spec_is_refused(spec) -> None:
     with pytest.raises(ConfigError, match="spec must be a KDSpec, got"):
         distillation_loss(np.ones((2, 3)), np.ones((2, 3)), np.array([0, 1]), spec)
+
+
+def test_a_loss_that_overflows_is_an_error() -> None:
+    logits = np.array([[3e38, -3e38]], np.float32)
+    spec = KDSpec(1.0, 0.5, 0.5)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(DataError, match="overflow"):
+        distillation_loss(logits, logits[:, ::-1].copy(), np.array([1]), spec)

@@ -180,3 +180,12 @@ def test_what_does_not_fit_is_refused_by_name(change, error: type[Exception], wo
     } | change
     with pytest.raises(error, match=f"softmax_kd_forward: .*{words}"):
         softmax_kd_forward(**arguments)
+
+
+def test_numpy_weights_keep_float32() -> None:
+    z, v = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    options = {name: np.float64(0.5) for name in ("temperature", "hard_weight", "soft_weight")}
+    labels = np.array([0, 1, 2])
+    loss, hard, soft, q, s, t = softmax_kd_forward(z, v, labels, **options)
+    dz = softmax_kd_backward(1.0, q, s, t, labels, **options)
+    assert {a.dtype for a in (loss, hard, soft, q, s, t, dz)} == {np.dtype(np.float32)}

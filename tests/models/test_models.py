@@ -10,6 +10,7 @@ import pytest
 
 from refkd.errors import ConfigError, RefkdError
 from refkd.models import MODELS, create, parameter_count
+from refkd.ops import linear_backward
 
 SIZES = {"in_features": 12, "num_classes": 3}
 
@@ -113,3 +114,23 @@ def test_create_says_what_it_expected(
 def test_every_model_asks_for_its_sizes(name: str) -> None:
     with pytest.raises(RefkdError, match=re.escape(f"models.create({name!r})")):
         create(name)
+
+
+def test_no_gradient_is_computed_for_the_input_of_the_first_linear_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = create("mlp", in_features=6, hidden=(5,), num_classes=3)
+    rng = np.random.default_rng(0)
+    params, state = network.init(rng)
+    x, dy = (rng.normal(size=(4, n)).astype(np.float32) for n in (6, 3))
+    _, cache = network.forward(params, state, x, train=True)
+    asked = []
+
+    def watched(*args: Any, need_dx: bool) -> Any:
+        asked.append(need_dx)
+        return linear_backward(*args, need_dx=need_dx)
+
+    monkeypatch.setattr("refkd.nn.linear.linear_backward", watched)
+    dx, _ = network.backward(params, cache, dy, need_dx=False)
+    assert dx is None
+    assert asked == [True, False]

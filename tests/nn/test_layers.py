@@ -205,3 +205,9 @@ def test_each_dropout_of_a_network_draws_its_own_mask() -> None:
     _, cache = network.forward({}, {}, x, train=True, rng=np.random.default_rng(15))
     first, second = (child.mask for child in cache.children)
     assert (first != second).mean() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("widths", [(0, 3), (3, 0), (-2, 3), (2.0, 3), (True, 3)])
+def test_a_linear_layer_needs_positive_widths(widths: tuple[Any, Any]) -> None:
+    with pytest.raises(ConfigError, match="widths must be positive integers"):
+        Linear(*widths)

@@ -127,3 +127,12 @@ def test_a_list_is_refused_by_name() -> None:
 def test_mixed_precision_is_refused() -> None:
     with pytest.raises(DtypeError, match="x float32, weight float64"):
         linear_forward(np.ones((1, 1), np.float32), np.ones((1, 1)), None)
+
+
+def test_a_map_from_nothing_is_its_bias() -> None:
+    bias = np.array([1.0, 2.0, 3.0])
+    x, weight = np.zeros((2, 0)), np.zeros((3, 0))
+    np.testing.assert_array_equal(linear_forward(x, weight, bias), [bias, bias])
+    dx, dweight, dbias = linear_backward(np.ones((2, 3)), x, weight)
+    assert (dx.shape, dweight.shape) == ((2, 0), (3, 0))
+    np.testing.assert_array_equal(dbias, [2.0, 2.0, 2.0])

@@ -278,3 +278,9 @@ def test_a_shipped_recipe_with_a_piece_replaced_parses_or_is_refused(
     at %= len(text)
     with suppress(ConfigError):
         assert parse_recipe(text[:at] + junk + text[at + length :], "fuzz").protocols
+
+
+def test_a_distilled_student_cannot_smooth_labels_that_the_student_alone_would_smooth_too() -> None:
+    kd = Choice("hinton", {"temperature": 2.0, "alpha": 0.5})
+    with pytest.raises(ConfigError, match="label_smoothing: the distillation loss has none"):
+        Student(1, 1, ADAM, label_smoothing=0.1, distill=kd)

@@ -254,7 +254,7 @@ def test_a_student_sees_all_images_of_its_classes_in_their_order(
 ) -> None:
     run = new_run(tmp_path / "run")
     train_split = run.dataset.train
-    split = run.training_split(student(**settings), 0)
+    split = train_split.take(run.training_rows(student(**settings), 0))
     expected = train_split.take(np.isin(train_split.labels, list(classes)))
     assert set(split.labels.tolist()) == classes
     assert rows(split) == rows(expected)
@@ -263,7 +263,8 @@ def test_a_student_sees_all_images_of_its_classes_in_their_order(
 def test_a_student_of_few_images_draws_them_by_its_seed(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", data=dataset(stored_logits=True))
     few = dataclasses.replace(student(without_classes=(2,)), train_images=7)
-    first, again, other = (run.training_split(few, seed) for seed in (5, 5, 6))
+    train_split = run.dataset.train
+    first, again, other = (train_split.take(run.training_rows(few, seed)) for seed in (5, 5, 6))
     assert len(first) == len(set(rows(first))) == 7
     assert 2 not in first.labels
     assert rows(first) == rows(again) != rows(other)
@@ -286,7 +287,7 @@ def test_a_student_of_few_images_draws_them_by_its_seed(tmp_path: Path) -> None:
 def test_asking_for_images_that_are_not_there_is_an_error(tmp_path: Path, settings: Any) -> None:
     run = new_run(tmp_path / "run")
     with pytest.raises(DataError, match=r"recipe 'miniature': .* needs .* training images"):
-        run.training_split(dataclasses.replace(student(), label="a distilled", **settings), 0)
+        run.training_rows(dataclasses.replace(student(), label="a distilled", **settings), 0)
 
 
 def kill_and_resume(path: Path, seconds: float) -> tuple[bool, dict[str, bytes]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from refkd.report import text_report
+from refkd.report.words import difference_sentence
 
 Result = dict[str, Any]
 HINT = "pictures need matplotlib: pip install 'refkd[plot]'"
@@ -193,3 +194,12 @@ def test_text_needs_no_matplotlib_and_then_names_the_extra(
     assert HINT not in text_report(result)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert text_report(result).endswith(f"\n{HINT}\n")
+
+
+def test_a_student_with_fewer_images_is_not_said_to_be_helped(result: dict[str, Any]) -> None:
+    result["student_distilled"]["train_images"] = 20
+    result["student_alone"]["train_images"] = 40
+    difference = {"a": "student_distilled", "b": "student_alone", "mean": 0.1}
+    difference |= {"interval": [0.05, 0.15], "per_seed": [0.1, 0.1]}
+    sentence = difference_sentence(difference, result)
+    assert sentence.endswith("distilled is better, after 20 training images against 40")

@@ -16,6 +16,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -356,3 +357,18 @@ def test_the_power_loss_test_fails_without_either_synchronisation(omitted, tmp_p
     save_checkpoint(tmp_path / "x", *small_checkpoint(0))
     outcomes = outcomes_of_power_loss(log, (tmp_path / "x").read_bytes(), tmp_path)
     assert outcomes["bad"] > 0
+
+
+@pytest.mark.parametrize("digest", ["", "0", "z" * 64, "0" * 63])
+def test_a_digest_of_another_form_is_refused_without_copying_the_header(
+    tmp_path: Path, digest: str
+) -> None:
+    path = tmp_path / "crafted.safetensors"
+    metadata = {"refkd.sha256": digest, "filler": "0" * 2_000_000}
+    path.write_bytes(b"".join(serialize({"a": np.zeros(3)}, metadata)))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="expected a checkpoint of refkd"):
+        load_checkpoint(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * path.stat().st_size + 64e6

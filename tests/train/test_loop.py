@@ -81,7 +81,7 @@ def test_training_by_hand_gives_the_same_bits() -> None:
     params, state = initialise([stage], 4)
     moments = stage.optimizer.init(params)
     for epoch in range(2):
-        order = generator(4, Purpose.ORDER, 0, epoch).permutation(EXAMPLES)
+        order = generator(4, Purpose.ORDER, *stage.objective.learns, 0, epoch).permutation(EXAMPLES)
         for step, start in enumerate((0, 8, 16)):
             rows = order[start : start + 8]
             images = to_batch(split().images[rows], SCALE, np.float32)

@@ -315,3 +315,8 @@ def test_clipping_writes_into_no_gradient() -> None:
     grads = drawn(6)
     clip_by_global_norm(grads, 1e-3)
     np.testing.assert_equal(grads, drawn(6))
+
+
+def test_a_numpy_clipping_norm_keeps_float32() -> None:
+    clipped, _ = clip_by_global_norm({"w": np.ones(4, np.float32)}, np.float64(0.5))
+    assert clipped["w"].dtype == np.float32

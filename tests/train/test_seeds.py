@@ -10,7 +10,7 @@ import pytest
 from refkd.distill import LogitDistillation, Stage, Supervised, select
 from refkd.losses import KDSpec
 from refkd.models import create
-from refkd.train.loop import initialise
+from refkd.train.loop import begin, initialise
 from refkd.train.optim import SGD, AdamW
 from refkd.train.schedule import Constant
 from refkd.train.seeds import Purpose, generator
@@ -88,3 +88,13 @@ def test_a_further_network_changes_no_weight_of_the_ones_before_it() -> None:
 def test_the_weights_have_the_dtype_asked_for(dtype) -> None:
     params, _ = initialise([stage(Supervised(STUDENT))], 0, dtype=dtype)
     assert {p.dtype for p in params.values()} == {np.dtype(dtype)}
+
+
+def test_a_teacher_and_a_student_of_one_seed_share_no_weights() -> None:
+    teacher = create("mlp", in_features=8, hidden=(20,), num_classes=3)
+    student = create("mlp", in_features=8, hidden=(6,), num_classes=3)
+    taught = begin([stage(Supervised(teacher, "teacher"))], 0)
+    learned = begin([stage(Supervised(student, "student"))], 0)
+    pairs = zip(taught.params.values(), learned.params.values(), strict=True)
+    assert not any(np.isin(b, a).any() for a, b in pairs)
+    assert not np.any(taught.rng.random(100) == learned.rng.random(100))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "NonFiniteError",
     "RefkdError",
     "ShapeError",
+    "check_arguments",
     "check_choice",
     "check_float_dtypes",
     "check_positive",
@@ -146,6 +148,34 @@ def _is_real(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an int that no float holds
         return False
+
+
+def check_arguments(
+    where: str, kind: str, function: Callable[..., Any], given: Iterable[str]
+) -> None:
+    """Raise ConfigError if ``given`` are not arguments of ``function``, or one is missing.
+
+    Parameters
+    ----------
+    where : str
+        What is called, for the message.
+    kind : str
+        What an argument is called there: "hyperparameter", "parameter".
+    function : callable
+    given : iterable of str
+        Names of the keyword arguments.
+    """
+    accepted = inspect.signature(function).parameters
+    names = list(given)
+    for name in names:
+        if name not in accepted:
+            raise ConfigError(
+                f"{where}: unknown {kind} {name!r}, expected {', '.join(accepted)}"
+                f"{suggest(name, accepted)}"
+            )
+    missing = [k for k, p in accepted.items() if p.default is p.empty and k not in names]
+    if missing:
+        raise ConfigError(f"{where}: missing {', '.join(missing)}")
 
 
 def suggest(value: object, options: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from refkd.errors import ConfigError, check_choice, check_unit_interval, suggest
+from refkd.errors import ConfigError, check_arguments, check_choice, check_unit_interval
 from refkd.losses.spec import KDSpec
 
 __all__ = ["PRESETS", "build", "check_expressible", "template"]
@@ -101,18 +101,11 @@ PRESETS: Mapping[str, Callable[..., KDSpec]] = {
 def build(name: str, parameters: Mapping[str, float]) -> KDSpec:
     """Return preset ``name`` with its parameters checked; see :meth:`KDSpec.preset`."""
     check_choice("KDSpec.preset", "name", name, PRESETS)
+    where = f"KDSpec.preset({name!r})"
+    check_arguments(where, "parameter", PRESETS[name], parameters)
     accepted = inspect.signature(PRESETS[name]).parameters
-    for key in parameters:
-        if key not in accepted:
-            raise ConfigError(
-                f"KDSpec.preset({name!r}): unknown parameter {key!r}, expected "
-                f"{', '.join(accepted)}{suggest(key, accepted)}"
-            )
-    missing = [k for k, p in accepted.items() if p.default is p.empty and k not in parameters]
-    if missing:
-        raise ConfigError(f"KDSpec.preset({name!r}): missing {', '.join(missing)}")
     if "alpha" in parameters and parameters["alpha"] is not accepted["alpha"].default:
-        check_unit_interval(f"KDSpec.preset({name!r})", "alpha", parameters["alpha"])
+        check_unit_interval(where, "alpha", parameters["alpha"])
     return PRESETS[name](**parameters)
 
 

@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refkd.errors import ConfigError, check_choice, suggest
+from refkd.errors import check_arguments, check_choice
 from refkd.models.mlp import mlp
 from refkd.nn.layer import Layer
 
@@ -42,16 +41,8 @@ def create(name: str, **hyperparameters: Any) -> Layer:
     16330
     """
     check_choice("models.create", "name", name, MODELS)
-    accepted = inspect.signature(MODELS[name]).parameters
-    for key in hyperparameters:
-        if key not in accepted:
-            raise ConfigError(
-                f"models.create({name!r}): unknown hyperparameter {key!r}, expected "
-                f"{', '.join(accepted)}{suggest(key, accepted)}"
-            )
-    missing = [k for k, p in accepted.items() if p.default is p.empty and k not in hyperparameters]
-    if missing:
-        raise ConfigError(f"models.create({name!r}): missing {', '.join(missing)}")
+    where = f"models.create({name!r})"
+    check_arguments(where, "hyperparameter", MODELS[name], hyperparameters)
     return MODELS[name](**hyperparameters)
 
 

@@ -16,6 +16,7 @@ from refkd.models import parameter_count
 from refkd.nn.layer import Layer
 from refkd.recipes.config import Protocol, Recipe, Student, Training
 from refkd.recipes.run import build_stage, network_spec
+from refkd.threads import limit_blas_threads
 from refkd.train.evaluate import evaluate_logits
 from refkd.train.loop import begin, train
 
@@ -67,7 +68,7 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
             f"{steps:,} steps each, about {_duration(seconds)}"
         )
     lines.append(f"expected peak memory: about {_peak_memory(dataset, teacher, student):.0f} MB")
-    lines.append(f"expected time: about {_duration(total)}")
+    lines.append(f"expected time: about {_duration(total)}, at the machine's speed of this moment")
     return "\n".join(lines)
 
 
@@ -97,7 +98,8 @@ def _seconds_per_evaluation(network: Layer, dataset: Dataset) -> float:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        evaluate_logits(network, params, state, images, scale=dataset.scale)
+        with limit_blas_threads(1):  # as small networks are trained; a bound for large ones
+            evaluate_logits(network, params, state, images, scale=dataset.scale)
         seconds.append(time.perf_counter() - started)
     evaluated = sum(len(s) for s in (dataset.test, dataset.validation) if s is not None)
     return min(seconds) * evaluated / len(images)

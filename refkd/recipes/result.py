@@ -221,7 +221,9 @@ def _explain(text: str, result: dict[str, Any]) -> str:
 
 
 def _described(values: dict[str, Any], center: float, sign: str = "") -> SimpleNamespace:
-    figure = f"{center:{sign}.4f}"
+    figure = f"{100 * center:{sign}.2f}"
     if values["interval"] is not None:
-        figure += f" ± {(values['interval'][1] - values['interval'][0]) / 2:.4f}"
+        low, high = values["interval"]
+        figure += f" ± {50 * (high - low):.2f}"
+    figure += " points" if sign else "%"
     return SimpleNamespace(**values, figure=figure)

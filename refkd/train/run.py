@@ -72,7 +72,7 @@ class NetworkSpec:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedNetwork:
     """A network with its trained parameters.
 
@@ -90,6 +90,14 @@ class TrainedNetwork:
     params: Arrays
     state: Arrays
     history: list[dict[str, float]]
+
+    def __repr__(self) -> str:
+        """Name the model, without its arrays."""
+        count = models.parameter_count(self.network)
+        return (
+            f"TrainedNetwork({self.spec.model}, {self.spec.hyperparameters}, "
+            f"{count:,} parameters, {len(self.history)} epochs)"
+        )
 
     def predict(self, images: Array) -> Array:
         """Return class probabilities.

@@ -110,7 +110,8 @@ def test_the_report_is_a_page_with_pictures(distill: Any, draws_pictures: None) 
     assert distill("--run", "run", "--quiet").code == 0
     page = Path("run/report.html").read_text()
     assert page.count("<svg") > 3
-    assert "Alone 0." in page  # the explanation, with its figures filled in
+    alone = json.loads(Path("run/result.json").read_text())["student_alone"]["accuracy"]
+    assert f"Alone {100 * alone:.2f}" in page  # the explanation, with its figures filled in
 
 
 def test_the_text_names_the_figures_and_the_report(distill: Any) -> None:

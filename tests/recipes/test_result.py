@@ -142,10 +142,11 @@ def test_differences_are_paired_by_seed(summary: Any) -> None:
 def test_the_explanation_has_the_figures_filled_in(summary: Any) -> None:
     result = summary[2]
     text = result["explanation"]
-    assert text.startswith(f"Teacher {result['teacher']['accuracy']:.4f}, alone ")
+    assert text.startswith(f"Teacher {100 * result['teacher']['accuracy']:.2f}%, alone ")
     low, high = result["student_alone"]["interval"]
-    assert f"{result['student_alone']['accuracy']:.4f} ± {(high - low) / 2:.4f}" in text
-    assert text.endswith(f"± {np.ptp(result['differences'][0]['interval']) / 2:.4f}.")
+    mean = 100 * result["student_alone"]["accuracy"]
+    assert f"{mean:.2f} ± {50 * (high - low):.2f}%" in text
+    assert text.endswith(f"± {50 * np.ptp(result['differences'][0]['interval']):.2f} points.")
 
 
 def test_soft_targets_are_the_teacher_s_mean_opinion_of_each_class(summary: Any) -> None:

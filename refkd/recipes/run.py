@@ -282,12 +282,13 @@ class RecipeRun:
         ]
         if self.folder.in_progress.exists():
             metadata = load_checkpoint(self.folder.in_progress)[1]
-            if "metrics_bytes" not in metadata:
+            size = metadata.get("metrics_bytes", "")
+            if not size.isdecimal():
                 raise CheckpointError(
                     f"{self.folder.in_progress}: is no training of a run; delete it to go on "
                     f"without it"
                 )
-            belongs.append(int(metadata["metrics_bytes"]))
+            belongs.append(int(size))
         self.folder.truncate_metrics(max(belongs, default=0))
 
 

@@ -405,10 +405,13 @@ def test_other_data_under_the_same_path_are_refused(
     assert networks(interrupted) == before
 
 
-def test_a_checkpoint_of_something_else_is_refused(interrupted: Path, refkd: Any) -> None:
+@pytest.mark.parametrize("metadata", [{"by": "hand"}, {"metrics_bytes": "many"}])
+def test_a_checkpoint_of_something_else_is_refused(
+    interrupted: Path, refkd: Any, metadata: dict[str, str]
+) -> None:
     from refkd.train.checkpoint import save_checkpoint
 
-    save_checkpoint(interrupted / "in-progress.safetensors", {"a": np.zeros(3)}, {"by": "hand"})
+    save_checkpoint(interrupted / "in-progress.safetensors", {"a": np.zeros(3)}, metadata)
     code, _, err = refkd("distill", "--resume", interrupted, "--quiet")
     assert code == 3
     assert "in-progress.safetensors" in err

@@ -137,8 +137,9 @@ def silu_backward(dy: Array, x: Array) -> Array:
         (xσ)' = σ + xσ(1 − σ) = σ (1 + x (1 − σ))
     """
     _check("silu_backward", dy=dy, x=x)
-    s = _sigmoid(namespace(x), x)
-    return dy * (s * (1 + x * (1 - s)))
+    xp = namespace(x)
+    # 1 − s would lose the digits of σ(−x), and x multiplies what is lost.
+    return dy * (_sigmoid(xp, x) * (1 + x * _sigmoid(xp, -x)))
 
 
 @kernel
@@ -188,9 +189,9 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
     check_choice("gelu_backward", "approximate", approximate, ("none", "tanh"))
     xp = namespace(x)
     if approximate == "tanh":
-        s = _sigmoid(xp, 2 * _gelu_argument(x))
+        u = _gelu_argument(x)
         du = _SQRT_2_OVER_PI * (1 + 3 * _GELU_CUBIC * x * x)
-        return dy * (s * (1 + 2 * x * (1 - s) * du))
+        return dy * (_sigmoid(xp, 2 * u) * (1 + 2 * x * _sigmoid(xp, -2 * u) * du))
     cdf = 0.5 * (1 + erf(x * _SQRT_HALF))
     density = xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     return dy * (cdf + x * density)

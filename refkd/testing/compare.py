@@ -10,137 +10,204 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.testing.derivatives import Estimate
-from refkd.testing.references import Problem, Reference
+from refkd.testing.directions import Direction, Point, RandomDirection, Slope, slope, unit
+from refkd.testing.references import Reference
 from refkd.testing.report import Comparison, Verdict
 
-__all__ = ["Comparer", "Finding", "worst_finding"]
+__all__ = ["Comparer", "Finding", "gravest"]
 
 _TINY = 1e-300
-_SEVERITY = (Verdict.PASS, Verdict.NOISY_REFERENCE, Verdict.NONFINITE, Verdict.WRONG_GRADIENT)
+_SEVERITY = (
+    Verdict.PASS,
+    Verdict.KINK,
+    Verdict.NOISY_REFERENCE,
+    Verdict.NONFINITE,
+    Verdict.WRONG_GRADIENT,
+)
 
 Floats = NDArray[np.float64]
 
 
 class Finding(NamedTuple):
-    """One comparison and what it shows."""
+    """One comparison, what it shows, and the numeric derivative with a kink that it may have."""
 
     verdict: Verdict
     comparison: Comparison
+    estimate: Estimate
 
 
-def worst_finding(findings: list[Finding]) -> Finding:
+class EveryEntry(NamedTuple):
+    """The comparison of all entries of one parameter.
+
+    Attributes
+    ----------
+    finding : Finding
+        The gravest.
+    numeric : array
+        The numeric derivative, in the parameter's shape.
+    errors : array
+        The scaled error of each entry.
+    wrong : int
+        Number of entries whose gap exceeds tolerance and error bar.
+    """
+
+    finding: Finding
+    numeric: Floats
+    errors: Floats
+    wrong: int
+
+
+def gravest(findings: list[Finding]) -> Finding:
     """Return the gravest finding, of equally grave ones that with the largest scaled error."""
-    return max(findings, key=lambda f: (_SEVERITY.index(f.verdict), f.comparison.scaled_error))
+    return max(findings, key=lambda f: (_SEVERITY.index(f.verdict), _rank(f.comparison)))
+
+
+def _rank(comparison: Comparison) -> float:
+    return -1.0 if math.isnan(comparison.scaled_error) else comparison.scaled_error
 
 
 @dataclass(frozen=True)
 class Comparer:
-    """Compares one gradient with one numeric reference."""
+    """Compares one gradient with one numeric reference.
 
-    problem: Problem
+    Attributes
+    ----------
+    gradients : mapping of float64 arrays
+        The analytic gradient at the point.
+    reference : Reference
+    tolerance : float
+        Scaled error of a right gradient.
+    precision : float
+        Scaled error bar with which a numeric derivative still proves something.
+    """
+
+    gradients: Point
     reference: Reference
     tolerance: float
+    precision: float
 
-    def entries(self) -> list[Finding]:
-        """Compare every entry; return one finding per parameter, the worst of it."""
-        return [self._entries_of(n) for n, x in self.problem.point.items() if x.size > 0]
-
-    def directions(self, rng: np.random.Generator) -> list[Finding]:
-        """Compare along one random direction per parameter; trace a wrong one to its entry."""
-        findings = []
-        for name, x in self.problem.point.items():
-            if x.size == 0:
-                continue
-            u = rng.standard_normal(x.shape)
-            finding = self._along(name, u)
-            if finding.verdict is Verdict.WRONG_GRADIENT:
-                entry = self._bisect(name, u)
-                # An error spread so thinly that no entry shows it stays with the direction.
-                finding = entry if entry.verdict is Verdict.WRONG_GRADIENT else finding
-            findings.append(finding)
-        return findings
-
-    def _entries_of(self, name: str) -> Finding:
-        analytic = self.problem.gradients[name]
-        shape = analytic.shape
-        estimates = [
-            self.reference.derivative({name: _unit(shape, flat)}) for flat in range(analytic.size)
-        ]
-        numeric, bars = (np.array(column) for column in zip(*estimates, strict=True))
-        gap = np.abs(analytic.ravel() - numeric)
-        scale = float(np.max(np.abs(numeric), where=np.isfinite(numeric), initial=_TINY))
+    def entries(self, name: str) -> EveryEntry:
+        """Compare every entry of a parameter that has some."""
+        analytic = self.gradients[name]
+        flat_analytic = analytic.ravel()
+        size = float(np.max(np.abs(analytic))) / 8
+        numeric, bars, jumps = self.reference.entries(
+            name, self.tolerance * size, self.precision * size
+        )
+        gap = np.abs(flat_analytic - numeric)
+        scale = float(np.max(np.abs(numeric), where=np.isfinite(numeric), initial=0))
+        scale = scale or max(_TINY, float(np.max(np.abs(analytic))))
         by_gap = np.argsort(-gap, kind="stable")
-        doubtful = ~(np.maximum(gap, bars) <= self.tolerance * scale)
+        plain = (gap <= self.tolerance * scale) & (bars <= self.precision * scale) & (jumps == 0)
+        doubtful = ~plain
         findings = []
         for flat in [by_gap[0], *by_gap[1:][doubtful[by_gap[1:]]]]:
-            findings.append(self._judge_entry(name, int(flat), estimates[flat], scale))
+            estimate = Estimate(*(float(column[flat]) for column in (numeric, bars, jumps)))
+            findings.append(self.entry(name, int(flat), estimate, scale))
             if findings[-1].verdict is Verdict.WRONG_GRADIENT:
                 break
-        return worst_finding(findings)
+        worst = gravest(findings)
+        wrong = 0
+        if worst.verdict is Verdict.WRONG_GRADIENT:
+            bar = worst.comparison.error_bar
+            wrong = int(np.sum(gap - np.abs(jumps) / 2 > np.maximum(self.tolerance * scale, bar)))
+        shape = analytic.shape
+        return EveryEntry(worst, numeric.reshape(shape), (gap / scale).reshape(shape), wrong)
 
-    def _along(self, name: str, u: Floats) -> Finding:
-        terms = self.problem.gradients[name] * u
-        estimate = self.reference.derivative({name: u})
-        scale = max(_TINY, float(np.sum(np.abs(terms))), abs(estimate.value))
-        # One entry's error is diluted by all the others, hence the smaller tolerance.
-        return self._judge(
-            name, None, u, float(np.sum(terms)), estimate, scale, self.tolerance / 100
-        )
+    def along(self, direction: Direction, analytic: Slope, estimate: Estimate) -> Finding:
+        """Judge the gradient along a direction."""
+        scale = max(_TINY, analytic.size, abs(estimate.value))
+        name = _joined(list(direction))
+        return self._judge(name, None, direction, analytic.value, estimate, scale)
 
-    def _bisect(self, name: str, u: Floats) -> Finding:
+    def parameter(self, name: str, direction: RandomDirection) -> Finding:
+        """Compare along a direction of one parameter; trace a wrong one to its entry."""
+        analytic, estimate = slope(self.gradients, direction), self.reference.along(direction)
+        finding = self.along(direction, analytic, estimate)
+        if finding.verdict is Verdict.WRONG_GRADIENT:
+            entry = self._bisect(name, direction[name], analytic.value - estimate.value)
+            # An error spread so thinly that no entry shows it stays with the direction. Kinks
+            # of several entries may leave the gradient beside the slopes of a direction.
+            if entry.verdict in (Verdict.WRONG_GRADIENT, Verdict.KINK):
+                finding = entry
+        return finding
+
+    def one(self, name: str, flat: int) -> Direction:
+        """Return the direction of one entry."""
+        return {name: unit(self.gradients[name].shape, flat)}
+
+    def entry(self, name: str, flat: int, estimate: Estimate, scale: float) -> Finding:
+        """Judge one entry, given its numeric derivative."""
+        gradient = self.gradients[name]
+        index = tuple(int(i) for i in np.unravel_index(flat, gradient.shape))
+        analytic = float(gradient[index])
+        return self._judge(name, index, self.one(name, flat), analytic, estimate, scale)
+
+    def _bisect(self, name: str, u: Floats, gap: float) -> Finding:
         """Halve the direction and follow the half that is off by more, down to an entry."""
-        terms, direction = (self.problem.gradients[name] * u).ravel(), u.ravel()
+        terms, direction = (self.gradients[name] * u).ravel(), u.ravel()
         begin, end = 0, direction.size
         while end - begin > 1:
             middle = (begin + end) // 2
-            gaps = []
-            for half in (slice(begin, middle), slice(middle, end)):
-                part = np.zeros(direction.size)
-                part[half] = direction[half]
-                numeric = self.reference.derivative({name: part.reshape(u.shape)}).value
-                gaps.append(abs(float(np.sum(terms[half])) - numeric))
-            begin, end = (begin, middle) if gaps[0] >= gaps[1] else (middle, end)
-        estimate = self.reference.derivative({name: _unit(u.shape, begin)})
-        return self._judge_entry(name, begin, estimate, max(_TINY, abs(estimate.value)))
-
-    def _judge_entry(self, name: str, flat: int, estimate: Estimate, scale: float) -> Finding:
-        analytic = self.problem.gradients[name]
-        index = tuple(int(i) for i in np.unravel_index(flat, analytic.shape))
-        u = _unit(analytic.shape, flat)
-        return self._judge(name, index, u, float(analytic[index]), estimate, scale, self.tolerance)
+            part = np.zeros(direction.size)
+            part[begin:middle] = direction[begin:middle]
+            numeric = self.reference.along({name: part.reshape(u.shape)}).value
+            left = float(np.sum(terms[begin:middle])) - numeric
+            right = gap - left
+            begin, end, gap = (
+                (begin, middle, left) if abs(left) >= abs(right) else (middle, end, right)
+            )
+        estimate = self.reference.along(self.one(name, begin))
+        scale = abs(estimate.value) or abs(float(self.gradients[name].flat[begin]))
+        return self.entry(name, begin, estimate, max(_TINY, scale))
 
     def _judge(
         self,
         name: str,
         index: tuple[int, ...] | None,
-        u: Floats,
+        direction: Direction,
         analytic: float,
         estimate: Estimate,
         scale: float,
-        tolerance: float,
     ) -> Finding:
-        direction = {name: u}
-        gap, allowed, bar = abs(analytic - estimate.value), tolerance * scale, estimate.error_bar
-        within = gap <= allowed and bar <= allowed
+        # Along a direction one entry's error is diluted by all the others.
+        part = scale if index is not None else scale / 100
+        allowed, precise = self.tolerance * part, self.precision * part
+        gap, bar = abs(analytic - estimate.value), estimate.error_bar
+        within = gap <= allowed and bar <= precise
         negligible = 0.0
         if not within or index is not None:
             # A direction within bounds is spared these: they take several passes.
             bar = self.reference.error_bar(direction, analytic, estimate)
             negligible = self.reference.negligible(direction)
-        if within or gap <= bar <= max(self.tolerance * scale, negligible):
-            verdict = Verdict.PASS
+        if within or (gap <= max(bar, allowed) and bar <= max(self.precision * scale, negligible)):
+            verdict = Verdict.KINK if estimate.jump else Verdict.PASS
         elif not math.isfinite(gap):
             verdict = Verdict.NONFINITE
-        elif gap <= max(allowed, bar, negligible):
-            verdict = Verdict.NOISY_REFERENCE
         else:
-            self.reference.confirm(direction, estimate.value)
-            verdict = Verdict.WRONG_GRADIENT
+            estimate = self.reference.confirm(direction, estimate, analytic)
+            if estimate.jump:
+                # Points one rounding away lie on either side of a kink: no measure of rounding.
+                bar = estimate.error_bar
+                verdict = _beside_slopes(analytic, estimate, allowed)
+            elif gap <= max(allowed, bar, estimate.error_bar, negligible):
+                verdict = Verdict.NOISY_REFERENCE
+            else:
+                verdict = Verdict.WRONG_GRADIENT
         found = Comparison(name, index, analytic, estimate.value, bar, gap / scale)
-        return Finding(verdict, found)
+        return Finding(verdict, found, estimate)
 
 
-def _unit(shape: tuple[int, ...], flat: int) -> Floats:
-    unit = np.zeros(shape)
-    unit[np.unravel_index(flat, shape)] = 1
-    return unit
+def _beside_slopes(analytic: float, estimate: Estimate, allowed: float) -> Verdict:
+    """Judge a gradient at a kink by the slopes to both sides."""
+    low, high = sorted(estimate.slopes)
+    slack = estimate.error_bar + allowed
+    if not low - slack <= analytic <= high + slack:
+        return Verdict.WRONG_GRADIENT
+    return Verdict.KINK if estimate.error_bar <= abs(estimate.jump) else Verdict.NOISY_REFERENCE
+
+
+def _joined(names: list[str]) -> str:
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])} and {len(names) - 2} more"

@@ -1,8 +1,11 @@
-"""Is a hand-written gradient the derivative of its function? ``check_grad`` says, and where not.
+"""Is a gradient the derivative of its function? ``check_grad`` says, and where not, and why.
 
-Here are the examination of the arguments, the choice of the numeric reference and the
-verdict. The numeric derivatives are in :mod:`refkd.testing.derivatives`, their error
-bars in :mod:`refkd.testing.references`, the comparison in :mod:`refkd.testing.compare`.
+Here is the call; its steps are in :mod:`refkd.testing.judge`. The function as the
+checker calls it is in :mod:`refkd.testing.problem`, the first calls in
+:mod:`refkd.testing.examine`, the numeric derivatives in
+:mod:`refkd.testing.derivatives`, their error bars in :mod:`refkd.testing.references`,
+the comparison in :mod:`refkd.testing.compare`, the guesses in
+:mod:`refkd.testing.explain`.
 """
 
 from __future__ import annotations
@@ -12,43 +15,30 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refkd.errors import ConfigError, DtypeError, check_choice, check_positive
-from refkd.testing.compare import Comparer, worst_finding
-from refkd.testing.references import (
-    ComplexStep,
-    NotAnalyticError,
-    Problem,
-    Reference,
-    Richardson,
-)
-from refkd.testing.report import GradReport, Verdict
-from refkd.testing.tolerances import GRADIENT
+from refkd.errors import ConfigError, check_choice, check_positive
+from refkd.testing.adapters import adapt
+from refkd.testing.judge import Settings, judge
+from refkd.testing.problem import Problem
+from refkd.testing.references import widest_float
+from refkd.testing.report import GradReport
 
-__all__ = ["check_grad"]
+__all__ = ["check_grad", "run"]
 
 _FULL_ENTRIES = 2000
-_EXPLANATIONS = {
-    Verdict.PASS: "",
-    Verdict.WRONG_GRADIENT: "the gradient of {place} is not the derivative of f",
-    Verdict.NOISY_REFERENCE: (
-        "at {place} nothing is shown: the gap, or the tolerance, lies within the numeric "
-        "derivative's error bar or near the rounding of f; a looser tolerance may decide"
-    ),
-    Verdict.NONFINITE: "the numeric derivative at {place} is not finite",
-}
+_METHODS = ("auto", "complex", "longdouble", "ridders")
+_MODES = ("auto", "full", "directional")
 
 
 def check_grad(
     f: Callable[..., Any],
     params: Mapping[str, Any],
-    grad: Callable[..., Mapping[str, Any]],
+    grad: Callable[..., Mapping[str, Any]] | None = None,
     *,
     method: str = "auto",
     mode: str = "auto",
     rng: int | np.random.Generator = 0,
-    tolerance: float = GRADIENT,
+    tolerance: float | None = None,
 ) -> GradReport:
     """Compare ``grad`` with the numeric derivative of ``f`` at ``params``.
 
@@ -56,29 +46,35 @@ def check_grad(
     ----------
     f : callable
         ``f(**params)`` is a real scalar; for the complex step it takes complex arrays
-        too and is then a complex scalar. A function with an array as output is checked
-        through ``(output * cotangent).sum()`` with a random cotangent.
-    params : mapping of str to array
-        float64 and float32 arrays are the parameters; whatever else is in the mapping
-        (integers, None ...) reaches ``f`` and ``grad`` unchanged. float32 parameters
-        are judged on float64 copies; for the arrays as given, the gradient must be
-        float32 and finite.
+        too and is then a complex scalar. For arrays as outputs see
+        :func:`refkd.testing.check_vjp`.
+    params : mapping
+        Names to arrays, or to dicts, tuples, lists, named tuples and dataclasses of
+        arrays. float64 and float32 arrays are differentiated. Whatever else is there
+        (integers, Python floats, None ...) reaches ``f`` and ``grad`` unchanged, but a
+        random generator, of which each call gets a copy in the same state. Tensors of
+        PyTorch and arrays of CuPy are handed to :mod:`refkd.testing.adapters`.
     grad : callable
-        ``grad(**params)`` is a mapping with one array per parameter, of its shape and
-        dtype.
-    method : {"auto", "complex", "richardson"}
+        ``grad(**params)`` is a mapping that mirrors ``params``, with a gradient of the
+        shape and dtype of each differentiated array; the rest may be missing or None.
+        For tensors of PyTorch it may be left out: autograd's gradient is judged.
+    method : {"auto", "complex", "longdouble", "ridders"}
         ``"complex"``: the complex step, verified against real differences along random
-        directions. ``"richardson"``: extrapolated central differences with an error bar.
-        ``"auto"``: the first, or the second where the function is not analytic.
+        directions. ``"longdouble"`` and ``"ridders"``: extrapolated central differences
+        with an error bar, in longdouble and in float64. ``"auto"``: the first of these
+        that f allows; longdouble only up to 500 entries, for its matrix products are
+        slow.
     mode : {"auto", "full", "directional"}
-        ``"full"``: every entry. ``"directional"``: one random direction for each
-        parameter, and bisection down to an entry on failure. ``"auto"``: full up to
-        2,000 entries.
+        ``"full"``: every entry. ``"directional"``: one random direction of all
+        parameters together; on failure one for each, and bisection down to an entry.
+        ``"auto"``: full up to 2,000 entries.
     rng : int or numpy.random.Generator
         Draws the directions.
-    tolerance : float
-        Scaled error allowed, see :class:`~refkd.testing.report.Comparison`; along a
-        direction a hundredth of it, because one wrong entry hides among many.
+    tolerance : float, optional
+        Scaled error allowed, see :class:`~refkd.testing.report.Comparison`, and error
+        bar allowed. By default 1e-12 for both with the complex step, 1e-12 and 1e-7
+        with longdouble, 1e-7 for both with Ridders' differences. Along a direction a
+        hundredth of it, because one wrong entry hides among many.
 
     Returns
     -------
@@ -102,6 +98,14 @@ def check_grad(
     cast, and so would agree with a gradient that misses the same term. Hence the
     verification; and before an entry is called wrong, a real difference confirms it.
 
+    The numeric derivative is that of f on contiguous float64 copies. Where the arrays
+    are float32 or have other strides, the gradient of the arrays as given is judged
+    too, against the gradient of the copies and with a tolerance in roundings of its own
+    dtype.
+
+    At a kink, such as a ReLU at 0, there is no derivative; any slope between the
+    one-sided ones is accepted, and the verdict is KINK.
+
     Examples
     --------
     >>> import numpy as np
@@ -112,150 +116,38 @@ def check_grad(
     >>> report.ok
     True
     """
-    check_choice("check_grad", "method", method, ("auto", "complex", "richardson"))
-    check_choice("check_grad", "mode", mode, ("auto", "full", "directional"))
-    check_positive("check_grad", "tolerance", tolerance)
-    rng = np.random.default_rng(rng)
-    point, fixed = _split(params)
-    entries = sum(x.size for x in point.values())
-    if mode == "auto":
-        mode = "full" if entries <= _FULL_ENTRIES else "directional"
-
-    def stopped(verdict: Verdict, message: str) -> GradReport:
-        return GradReport(verdict, message, None, 0, "none", mode, tolerance)
-
-    value = f(**_copies(point), **fixed)
-    complaint = _value_complaint(value)
-    if complaint is not None:
-        return stopped(*complaint)
-    gradients: Mapping[str, Any] = {}
-    for given in ({name: np.asarray(params[name]) for name in point}, point):
-        gradients = grad(**_copies(given), **fixed)
-        complaint = _gradient_complaint(gradients, given)
-        if complaint is not None:
-            return stopped(*complaint)
-    problem = Problem(
-        f=lambda p: f(**p, **fixed),
-        grad=lambda p: grad(**_copies(p), **fixed),
-        point=point,
-        value=float(value),
-        gradients={name: np.asarray(gradients[name]) for name in point},
+    adapted = adapt(f, params, grad)
+    if adapted is not None:
+        f, params, grad = adapted
+    if grad is None:
+        raise ConfigError("check_grad: grad is missing; only PyTorch has a gradient of its own")
+    return run(
+        "check_grad", f, params, grad, method=method, mode=mode, rng=rng, tolerance=tolerance
     )
 
-    def judged(reference: Reference) -> GradReport:
-        comparer = Comparer(problem, reference, tolerance)
-        findings = comparer.entries() if mode == "full" else comparer.directions(rng)
-        if not findings:
-            return GradReport(Verdict.PASS, "", None, 0, reference.method, mode, tolerance)
-        verdict, worst = worst_finding(findings)
-        message = _EXPLANATIONS[verdict].format(place=worst.place)
-        return GradReport(verdict, message, worst, entries, reference.method, mode, tolerance)
 
-    reason = ""
-    with np.errstate(all="ignore"):
-        if method != "richardson":
-            try:
-                reference = ComplexStep(problem)
-                _verify(reference, problem, rng, joint=mode == "directional")
-                return judged(reference)
-            except NotAnalyticError as error:
-                reason = str(error)
-            if method == "complex":
-                return stopped(Verdict.NOISY_REFERENCE, reason)
-        report = judged(Richardson(problem))
-    if not reason:
-        return report
-    judgement = f": {report.message}" if report.message else ""
-    return replace(report, message=f"{reason}; judged by real differences{judgement}")
-
-
-def _verify(
-    reference: ComplexStep, problem: Problem, rng: np.random.Generator, *, joint: bool
-) -> None:
-    """Confirm the complex step along a random direction of each parameter, or of all at once."""
-    directions = {
-        name: rng.standard_normal(x.shape) * (float(np.max(np.abs(x))) or 1.0)
-        for name, x in problem.point.items()
-        if x.size > 0
-    }
-    parts = [directions] if joint else [{name: u} for name, u in directions.items()]
-    for part in parts:
-        reference.confirm(part, reference.derivative(part).value)
-
-
-def _split(params: Mapping[str, Any]) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
-    """Return float64 copies of the floating parameters, and all the rest."""
-    if not isinstance(params, Mapping):
-        raise DtypeError(
-            f"check_grad: params must be a mapping of names to arrays, got {type(params).__name__}"
-        )
-    point: dict[str, NDArray[np.float64]] = {}
-    fixed: dict[str, Any] = {}
-    for name, value in params.items():
-        is_array = isinstance(value, (np.ndarray, np.generic))
-        if is_array and value.dtype.kind not in "fc":
-            fixed[name] = value
-        elif is_array and value.dtype.name in ("float32", "float64"):
-            point[name] = np.array(value, dtype=np.float64)
-        elif is_array:
-            raise DtypeError(
-                f"check_grad: parameter {name} must be float64 or float32, got {value.dtype}"
-            )
-        else:
-            fixed[name] = value
-    if not point:
-        raise ConfigError(
-            f"check_grad: no parameter to differentiate; expected a float64 or float32 array "
-            f"among {', '.join(params) or 'the (empty) params'}"
-        )
-    return point, fixed
-
-
-def _copies(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: np.array(x, order="K") for name, x in arrays.items()}
-
-
-def _value_complaint(value: Any) -> tuple[Verdict, str] | None:
-    kind = getattr(np.asarray(value).dtype, "kind", "O")
-    if np.ndim(value) != 0 or kind not in "fiu":
-        shape = f" of shape {np.shape(value)}" if np.ndim(value) else ""
-        given = getattr(value, "dtype", type(value).__name__)
-        return Verdict.SHAPE_DTYPE, (
-            f"f must return a real scalar, got {given}{shape}; an array is checked through "
-            f"(output * cotangent).sum() with a random cotangent"
-        )
-    if not np.isfinite(value):
-        return Verdict.NONFINITE, f"f is {value} at the given parameters"
-    return None
-
-
-def _gradient_complaint(
-    gradients: Any, given: Mapping[str, NDArray[Any]]
-) -> tuple[Verdict, str] | None:
-    if not isinstance(gradients, Mapping):
-        return Verdict.SHAPE_DTYPE, (
-            f"grad must return a mapping of parameter names to arrays, "
-            f"got {type(gradients).__name__}"
-        )
-    if set(gradients) != set(given):
-        return Verdict.SHAPE_DTYPE, (
-            f"grad must return one array for each of {', '.join(sorted(given))}, "
-            f"got {', '.join(sorted(map(str, gradients))) or 'none'}"
-        )
-    for name, x in given.items():
-        gradient = gradients[name]
-        dtype = getattr(gradient, "dtype", type(gradient).__name__)
-        shape = np.shape(gradient)
-        if not isinstance(gradient, (np.ndarray, np.generic)) or (shape, dtype) != (
-            x.shape,
-            x.dtype.newbyteorder("="),
-        ):
-            return Verdict.SHAPE_DTYPE, (
-                f"the gradient of {name} must be {x.dtype} of shape {x.shape} like the "
-                f"parameter, got {dtype} of shape {shape}"
-            )
-        if not np.all(np.isfinite(gradient)):
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(gradient))[0])
-            found = f"{np.asarray(gradient)[index]} at {list(index)}"
-            return Verdict.NONFINITE, f"the gradient of {name} ({x.dtype}) is {found}"
-    return None
+def run(
+    where: str,
+    f: Callable[..., Any],
+    params: Mapping[str, Any],
+    grad: Callable[..., Mapping[str, Any]],
+    *,
+    method: str,
+    mode: str,
+    rng: int | np.random.Generator,
+    tolerance: float | None,
+) -> GradReport:
+    """Check like :func:`check_grad`, on NumPy arrays, in the name of ``where``."""
+    check_choice(where, "method", method, _METHODS)
+    check_choice(where, "mode", mode, _MODES)
+    if tolerance is not None:
+        check_positive(where, "tolerance", tolerance)
+    if method == "longdouble" and widest_float() is None:
+        raise ConfigError(f"{where}: longdouble is no wider than float64 here; use 'ridders'")
+    problem = Problem(where, f, grad, params)
+    if mode == "auto":
+        mode = "full" if problem.entries <= _FULL_ENTRIES else "directional"
+    seed = int(np.random.default_rng(rng).integers(2**32))
+    with problem.seeds_restored():
+        report = judge(problem, Settings(method, mode, tolerance, seed))
+    return replace(report, calls=problem.calls)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import math
 import pkgutil
 import zlib
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from refkd.dispatch import Array, Kernel, registered_kernels
-from refkd.errors import ConfigError, check_choice
+from refkd.errors import check_choice
+from refkd.testing.adapters.pair import by_name, from_pair
 from refkd.testing.gradcheck import check_grad
 from refkd.testing.report import GradReport, Verdict
 from refkd.testing.tolerances import GRADIENT
@@ -96,6 +96,8 @@ class PairResult:
         ``"PASS"``, the verdict of the first case that does not pass, or ``"NO_CASE"``.
     message : str
         The failing case and what is wrong; empty where all pass.
+    reports : tuple of (str, GradReport)
+        What was found, by the label of the case.
     """
 
     name: str
@@ -105,6 +107,7 @@ class PairResult:
     worst: float
     verdict: str
     message: str
+    reports: tuple[tuple[str, GradReport], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -152,7 +155,7 @@ def escaped_kernels(
 
 def forward(case: PairCase, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Call the forward kernel of ``case``, dispatch included; its returns as a tuple."""
-    result = _call(f"{case.pair}_forward", {**inputs, **case.options})
+    result = by_name(_kernel(case, "forward"))({**inputs, **case.options})
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -173,7 +176,7 @@ def backward(
         **case.backward_only,
         f"d{case.outputs[0]}": cotangent,
     }
-    result = _call(f"{case.pair}_backward", available)
+    result = by_name(_kernel(case, "backward"))(available)
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -191,22 +194,17 @@ def check_pair(
         As in :func:`~refkd.testing.check_grad`.
     """
     rng = rng if isinstance(rng, np.random.Generator) else case.generator(rng)
-    inputs = case.inputs(rng)
-    names = [name for name in case.gradients if name is not None]
-    fixed = {name: value for name, value in inputs.items() if name not in names}
-    cotangent = rng.standard_normal(np.shape(forward(case, inputs)[0]))
-
-    def scalar(**params: Array) -> Any:
-        return (forward(case, {**fixed, **params})[0] * cotangent).sum()
-
-    def gradient(**params: Array) -> dict[str, Array]:
-        given = {**fixed, **params}
-        returned = backward(case, cotangent, given, forward(case, given))
-        named = zip(case.gradients, returned, strict=True)
-        return {name: value for name, value in named if name is not None}
-
-    params = {name: inputs[name] for name in names}
-    return check_grad(scalar, params, gradient, rng=rng, tolerance=tolerance)
+    subject = from_pair(
+        _kernel(case, "forward"),
+        _kernel(case, "backward"),
+        case.inputs(rng),
+        gradients=case.gradients,
+        outputs=case.outputs,
+        options=case.options,
+        backward_only=case.backward_only,
+        rng=rng,
+    )
+    return check_grad(*subject, rng=rng, tolerance=tolerance)
 
 
 def check_all(
@@ -239,9 +237,9 @@ def _check_cases(name: str, seed: int, tolerance: float) -> PairResult:
     cases = [case for case in all_cases() if case.pair == name]
     if not cases:
         return PairResult(name, 0, 0, "none", 0.0, "NO_CASE", "no case in refkd/testing/cases")
-    reports = [(case, check_pair(case, seed, tolerance)) for case in cases]
+    reports = tuple((case.label, check_pair(case, seed, tolerance)) for case in cases)
     worst = max((r for _, r in reports), key=_scaled_error)
-    failed = [(case, report) for case, report in reports if not report.ok]
+    failed = [(label, report) for label, report in reports if not report.ok]
     return PairResult(
         name,
         len(cases),
@@ -249,7 +247,8 @@ def _check_cases(name: str, seed: int, tolerance: float) -> PairResult:
         worst.method,
         _scaled_error(worst),
         str(failed[0][1].verdict) if failed else str(Verdict.PASS),
-        f"{failed[0][0].label}: {failed[0][1].message}" if failed else "",
+        f"{failed[0][0]}: {failed[0][1].message}" if failed else "",
+        reports,
     )
 
 
@@ -268,23 +267,5 @@ def _pairs(kernels: Mapping[str, Kernel]) -> set[str]:
     }
 
 
-def _call(name: str, available: Mapping[str, Any]) -> Any:
-    kernel = registered_kernels()[name]
-    positional, keywords = [], {}
-    for parameter in _parameters(kernel.reference):
-        # Positional as users write it: dispatch looks at the positional arguments.
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            if parameter.name in available:
-                keywords[parameter.name] = available[parameter.name]
-        elif parameter.name in available:
-            positional.append(available[parameter.name])
-        else:
-            raise ConfigError(
-                f"{name}: the case gives no {parameter.name}, only {', '.join(sorted(available))}"
-            )
-    return kernel.call(*positional, **keywords)
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
-    return tuple(inspect.signature(function).parameters.values())
+def _kernel(case: PairCase, direction: str) -> Callable[..., Any]:
+    return registered_kernels()[f"{case.pair}_{direction}"].call

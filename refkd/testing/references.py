@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.exceptions import ComplexWarning
@@ -15,42 +14,50 @@ from numpy.typing import NDArray
 
 from refkd.testing.derivatives import (
     STEP,
-    Direction,
     Estimate,
-    Point,
+    Function,
+    Noise,
+    central,
+    complex_entries,
     complex_step,
+    measure_noise,
+    moved,
     one_ulp_away,
-    richardson,
+    ridders,
 )
+from refkd.testing.directions import Direction, Point, RandomDirection, slope, unit
+from refkd.testing.problem import Leaves, Problem
 
-__all__ = ["ComplexStep", "NotAnalyticError", "Problem", "Reference", "Richardson"]
+__all__ = [
+    "ComplexStep",
+    "Differences",
+    "Entries",
+    "Reference",
+    "UnsuitableError",
+    "far_away",
+    "widest_float",
+]
 
 _EPS = float(np.finfo(np.float64).eps)
 _JITTERS = 3
 # Smaller slopes lose digits once multiplied by the step.
 _UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
+# A complex step and one central difference that differ by less are not looked at again.
+_AGREES = 1e-5
+_ROUNDED = 1e-9  # relative, of a complex step
+_WIDE_ENTRIES = 2000  # products of longdouble matrices are slow
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A function, its gradient and the point where they are compared.
+class UnsuitableError(Exception):
+    """A function has no such numeric derivative; the message says why."""
 
-    Attributes
-    ----------
-    f, grad : callable
-        Of a mapping of arrays.
-    point : mapping of float64 arrays
-    value : float
-        f at the point.
-    gradients : mapping of float64 arrays
-        grad at the point.
-    """
 
-    f: Callable[[Mapping[str, NDArray[Any]]], Any]
-    grad: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[np.float64]]]
-    point: Point
-    value: float
-    gradients: Point
+class Entries(NamedTuple):
+    """The numeric derivatives along every entry of a parameter, flat."""
+
+    values: NDArray[np.float64]
+    error_bars: NDArray[np.float64]
+    jumps: NDArray[np.float64]
 
 
 class Reference(Protocol):
@@ -58,8 +65,18 @@ class Reference(Protocol):
 
     method: str
 
-    def derivative(self, direction: Direction) -> Estimate:
-        """Return the derivative; its bar may be 0 where measuring it costs extra."""
+    def verify(self, direction: Direction, *, quick: bool) -> Estimate:
+        """Return the derivative; UnsuitableError if f has none of this kind."""
+
+    def along(self, direction: Direction) -> Estimate:
+        """Return the derivative; its bar may be one rounding where measuring it costs extra."""
+
+    def entries(self, name: str, enough: float, tolerable: float) -> Entries:
+        """Return the derivatives along all entries.
+
+        An error bar below ``enough`` is small enough to stop at; only one above
+        ``tolerable`` is worth the effort of measuring the noise along its own entry.
+        """
 
     def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
         """Return the measured uncertainty of ``analytic − estimate.value``."""
@@ -67,66 +84,40 @@ class Reference(Protocol):
     def negligible(self, direction: Direction) -> float:
         """Return the size of a derivative that f can hardly feel."""
 
-    def confirm(self, direction: Direction, numeric: float) -> None:
-        """Raise NotAnalyticError where ``numeric`` cannot be the derivative."""
+    def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
+        """Return the estimate with the kink it may have; UnsuitableError if it cannot be true."""
 
 
-class NotAnalyticError(Exception):
-    """The complex step of this function is not its derivative; the message says why."""
+class Rounding:
+    """How far f and its gradient are rounded in float64, and how large they are.
 
-
-class ComplexStep:
-    """The complex step, exact to rounding; believed where real differences agree with it.
-
-    Raises
-    ------
-    NotAnalyticError
-        By :meth:`confirm`, and at construction if the function does not take complex
-        arrays.
+    Parameters
+    ----------
+    problem : Problem
+    value : float
+        f at the point.
     """
 
-    method = "complex"
+    def __init__(self, problem: Problem, value: float) -> None:
+        self._problem, self._value = problem, value
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        everywhere = {name: np.ones(x.shape) for name, x in problem.point.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ComplexWarning)
-            try:
-                self.derivative(everywhere)
-            except (TypeError, ValueError, ComplexWarning) as error:
-                raise NotAnalyticError(
-                    f"f does not take complex arrays ({type(error).__name__}: {error})"
-                ) from error
-
-    def derivative(self, direction: Direction) -> Estimate:
-        """Return the complex step along ``direction``; its bar is one rounding, not measured."""
-        value = complex_step(self._problem.f, self._problem.point, direction)
-        return Estimate(value, _EPS * abs(value))
-
-    def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
-        """Four times the change of both derivatives at points one rounding away.
-
-        At least 64 roundings of the size of f and of its slopes: where 1 + 1e-20 is
-        rounded to 1, as in a saturated softmax, the error is the same at all points nearby.
-        """
-        problem, largest = self._problem, 16 * _EPS * self._size(direction) + _UNDERFLOW
+    def nearby(self, direction: Direction) -> Iterator[tuple[Leaves, float]]:
+        """Yield points one rounding away, with the gradient along ``direction`` there."""
         for k in range(_JITTERS):
-            nearby = one_ulp_away(problem.point, np.random.default_rng(k))
-            # A step that is no power of two apart rounds the imaginary part otherwise.
-            numeric = complex_step(problem.f, nearby, direction, step=STEP / (2 * k + 3))
-            gradients = problem.grad(nearby)
-            slope = sum(float(np.sum(gradients[n] * u)) for n, u in direction.items())
-            largest = max(largest, abs(numeric - estimate.value) + abs(slope - analytic))
-        return 4 * largest
+            there = one_ulp_away(self._problem.point, np.random.default_rng(k))
+            yield there, slope(self._problem.gradients(there), direction).value
+
+    def least(self, direction: Direction) -> float:
+        """Return 16 roundings of the size of f and its slopes, and what underflows in a step."""
+        return 16 * _EPS * self._size(direction) + _UNDERFLOW
 
     def negligible(self, direction: Direction) -> float:
-        """1e-12 of the size of f and of its slopes, and what underflows in the step."""
+        """Return the size of a slope that f can hardly feel."""
         return 1e-12 * self._size(direction) + 4 * _UNDERFLOW
 
     def _size(self, direction: Direction) -> float:
         return max(
-            float(np.max(np.abs(u))) * max(self._magnitudes[name], self._magnitudes[""])
+            float(np.max(np.abs(u), initial=0)) * max(self._magnitudes[name], self._magnitudes[""])
             for name, u in direction.items()
         )
 
@@ -135,50 +126,226 @@ class ComplexStep:
         # The largest finite |f|, under "", and |gradient| of each parameter, here and at
         # points as far away as x is large: f may cancel here, or be flat.
         problem = self._problem
-        found = {"": abs(problem.value)}
-        found.update((n, float(np.max(np.abs(g), initial=0))) for n, g in problem.gradients.items())
-        for k in range(_JITTERS):
-            rng = np.random.default_rng(k)
-            far = {
-                name: x + np.max(np.abs(x), initial=0) * rng.standard_normal(x.shape)
-                for name, x in problem.point.items()
-            }
-            values = {"": problem.f(far), **problem.grad(far)}
-            for name in found:
-                size = float(np.max(np.abs(values[name]), initial=0))
+        found = {"": abs(self._value), **_largest(problem.gradients(problem.point))}
+        for far in far_away(problem.point):
+            sizes = {**_largest(problem.gradients(far)), "": abs(float(problem.f(far)))}
+            for name, size in sizes.items():
                 found[name] = max(found[name], size if math.isfinite(size) else 0.0)
         return found
 
-    def confirm(self, direction: Direction, numeric: float) -> None:
-        """Compare with the real difference along ``direction``."""
-        real = richardson(self._problem.f, self._problem.point, direction)
-        if abs(real.value - numeric) > 4 * real.error_bar + 1e-12 * abs(numeric) + _UNDERFLOW:
-            raise NotAnalyticError(
-                f"f is not analytic: along {', '.join(direction)} the complex step gives "
-                f"{numeric:.6g}, real differences {real.value:.6g} ± {real.error_bar:.1e}; look "
-                f"for abs, conj, .real, a cast to float, or a kink at this very point"
+
+class ComplexStep:
+    """The complex step, exact to rounding; believed where real differences agree with it.
+
+    Raises
+    ------
+    UnsuitableError
+        By :meth:`confirm` and :meth:`verify`, and at construction if the function does
+        not take complex arrays.
+    """
+
+    method = "complex"
+
+    def __init__(self, problem: Problem, value: float) -> None:
+        self._problem, self._rounding = problem, Rounding(problem, value)
+
+    def verify(self, direction: Direction, *, quick: bool) -> Estimate:
+        """Return the derivative along ``direction`` once real differences have confirmed it.
+
+        Parameters
+        ----------
+        direction : mapping of float64 arrays
+        quick : bool
+            Take two values of f where they agree to 1e-5, and only otherwise some thirty.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ComplexWarning)
+            try:
+                numeric = self.along(direction)
+            except Exception as error:
+                raise UnsuitableError(
+                    f"f does not take complex arrays ({type(error).__name__}: {error})"
+                ) from error
+        if quick:
+            f, point = self._problem.f, self._problem.point
+            if abs(central(f, point, direction) - numeric.value) <= _AGREES * abs(numeric.value):
+                return numeric
+        return self.confirm(direction, numeric, numeric.value)
+
+    def along(self, direction: Direction) -> Estimate:
+        """Return the complex step along ``direction``; its bar is one rounding, not measured."""
+        value = complex_step(self._problem.f, self._problem.point, direction)
+        return Estimate(value, _EPS * abs(value))
+
+    def entries(self, name: str, enough: float, tolerable: float) -> Entries:
+        """Return the complex step along all entries; their bars are one rounding, not measured."""
+        f = self._problem.f
+        if self._problem.writes:
+            values = np.array(
+                [
+                    complex_step(f, self._problem.point, {name: unit(x.shape, flat)})
+                    for x in (self._problem.point[name],)
+                    for flat in range(x.size)
+                ]
             )
-
-
-class Richardson:
-    """Extrapolated central differences, which carry their error bar with them."""
-
-    method = "richardson"
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-
-    def derivative(self, direction: Direction) -> Estimate:
-        """Return the extrapolated difference and its bar."""
-        return richardson(self._problem.f, self._problem.point, direction)
+        else:
+            values = complex_entries(f, self._problem.point, name)
+        return Entries(values, _EPS * np.abs(values), np.zeros(values.shape))
 
     def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
-        """Return the bar that the estimate came with."""
-        return estimate.error_bar
+        """Four times the change of both derivatives at points one rounding away.
+
+        At least 64 roundings of the size of f and of its slopes: where 1 + 1e-20 is
+        rounded to 1, as in a saturated softmax, the error is the same at all points nearby.
+        """
+        f, largest = self._problem.f, self._rounding.least(direction)
+        for k, (nearby, there) in enumerate(self._rounding.nearby(direction)):
+            # A step that is no power of two apart rounds the imaginary part otherwise.
+            numeric = complex_step(f, nearby, direction, step=STEP / (2 * k + 3))
+            largest = max(largest, abs(numeric - estimate.value) + abs(there - analytic))
+        return 4 * largest
 
     def negligible(self, direction: Direction) -> float:
-        """0: a difference of large values says nothing about what cancels in it."""
-        return 0.0
+        """1e-12 of the size of f and of its slopes, and what underflows in the step."""
+        return self._rounding.negligible(direction)
 
-    def confirm(self, direction: Direction, numeric: float) -> None:
+    def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
+        """Compare with real differences along ``direction``; return these where f has a kink.
+
+        There the complex step is that of one branch, and is compared at a point nearby.
+        """
+        point = self._problem.point
+        real = there = self._differences(point, direction, estimate.value)
+        numeric = estimate.value
+        if real.jump:
+            nearby = moved(point, RandomDirection(point, point, 0), 1e-3)
+            numeric = complex_step(self._problem.f, nearby, direction)
+            there = self._differences(nearby, direction, numeric)
+        gap = abs(there.value - numeric) - there.error_bar
+        if gap > _ROUNDED * abs(numeric) and gap > self._rounding.negligible(direction):
+            place = next(iter(direction)) if len(direction) == 1 else "a random direction"
+            raise UnsuitableError(
+                f"f is not analytic: along {place} the complex step gives {numeric:.6g}, real "
+                f"differences {there.value:.6g} ± {there.error_bar:.1e}; look for abs, conj, "
+                f".real or a cast to float"
+            )
+        # What real differences cannot resolve they cannot confirm.
+        sizes = abs(there.value), abs(real.jump), abs(analytic)
+        unresolved = there.error_bar > 0.1 * max(sizes)
+        found = real if real.jump else estimate
+        return found._replace(error_bar=math.inf) if unresolved else found
+
+    def _differences(self, point: Point, direction: Direction, expected: float) -> Estimate:
+        """Return real differences, in longdouble where float64 has not six digits of them."""
+        f, wide = self._problem.f, widest_float()
+        real = ridders(f, point, direction)
+        if real.error_bar <= 1e-6 * abs(expected) or self._problem.entries > _WIDE_ENTRIES:
+            return real
+        if wide is None or not computes_in(wide, f, point):
+            return real
+        return ridders(f, point, direction, dtype=wide)
+
+
+class Differences:
+    """Ridders' extrapolated central differences, which carry their error bar with them.
+
+    Parameters
+    ----------
+    problem : Problem
+    value : float
+        f at the point.
+    dtype : floating type
+        Of the arithmetic: float64, or longdouble where that is wider and f computes in it.
+
+    Raises
+    ------
+    UnsuitableError
+        If f does not compute in ``dtype``.
+    """
+
+    def __init__(self, problem: Problem, value: float, dtype: type[np.floating[Any]]) -> None:
+        self.method = "ridders" if dtype is np.float64 else "longdouble"
+        self._problem, self._dtype = problem, dtype
+        self._rounding = Rounding(problem, value)
+        self._noise: dict[str, Noise] = {}
+        if not computes_in(dtype, problem.f, problem.point):
+            raise UnsuitableError(f"f does not compute in {np.dtype(dtype).name}")
+
+    def verify(self, direction: Direction, *, quick: bool) -> Estimate:
+        """Return the extrapolated difference: it needs no verification."""
+        return self._ridders(direction)
+
+    def along(self, direction: Direction) -> Estimate:
+        """Return the extrapolated difference and its bar."""
+        return self._ridders(direction)
+
+    def entries(self, name: str, enough: float, tolerable: float) -> Entries:
+        """Return the differences along all entries."""
+        shape = self._problem.point[name].shape
+        found = []
+        for flat in range(self._problem.point[name].size):
+            direction = {name: unit(shape, flat)}
+            estimate = self._ridders(direction, self._noise_of(name), enough)
+            if estimate.error_bar > tolerable:
+                # What all entries together are rounded by may be more than one alone is.
+                estimate = self._ridders(direction)
+            found.append(estimate)
+        return Entries(*(np.array(column) for column in zip(*found, strict=True)))
+
+    def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
+        """The bar that the estimate came with, and four times the gradient's own rounding."""
+        largest = self._rounding.least(direction)
+        for _, there in self._rounding.nearby(direction):
+            largest = max(largest, abs(there - analytic))
+        return estimate.error_bar + 4 * largest
+
+    def negligible(self, direction: Direction) -> float:
+        """1e-12 of the size of f and of its slopes."""
+        return self._rounding.negligible(direction)
+
+    def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
         """Accept: a real difference needs no analytic function."""
+        return estimate
+
+    def _ridders(
+        self, direction: Direction, noise: Noise | None = None, enough: float = 0.0
+    ) -> Estimate:
+        f, point = self._problem.f, self._problem.point
+        return ridders(f, point, direction, dtype=self._dtype, noise=noise, enough=enough)
+
+    def _noise_of(self, name: str) -> Noise:
+        if name not in self._noise:
+            everywhere = RandomDirection(self._problem.point, [name], 0)
+            self._noise[name] = measure_noise(
+                self._problem.f, self._problem.point, everywhere, dtype=self._dtype
+            )
+        return self._noise[name]
+
+
+def far_away(point: Point) -> Iterator[dict[str, NDArray[np.float64]]]:
+    """Yield points as far from ``point`` as its entries are large."""
+    for k in range(_JITTERS):
+        rng = np.random.default_rng(k)
+        yield {
+            name: np.asarray(x + np.max(np.abs(x), initial=0) * rng.standard_normal(x.shape))
+            for name, x in point.items()
+        }
+
+
+def computes_in(dtype: type[np.floating[Any]], f: Function, point: Point) -> bool:
+    """Return whether f takes arrays of ``dtype``, and what it returns is no narrower."""
+    if dtype is np.float64:
+        return True
+    try:
+        return getattr(f(moved(point, {}, 0.0, dtype)), "dtype", None) == dtype
+    except Exception:
+        return False
+
+
+def widest_float() -> type[np.floating[Any]] | None:
+    """Return longdouble where it is wider than float64 on this machine, else None."""
+    return np.longdouble if np.finfo(np.longdouble).eps < _EPS else None
+
+
+def _largest(gradients: Leaves) -> dict[str, float]:
+    return {name: float(np.max(np.abs(g), initial=0)) for name, g in gradients.items()}

@@ -10,10 +10,13 @@ import numpy as np
 
 from refkd.errors import check_choice
 
-__all__ = ["GRADIENT", "tolerance"]
+__all__ = ["GRADIENT", "GRADIENT_BY_DIFFERENCES", "tolerance"]
 
 GRADIENT = 1e-12
-"""Of a float64 gradient, against the complex step."""
+"""Of a float64 gradient, against the complex step or longdouble differences."""
+
+GRADIENT_BY_DIFFERENCES = 1e-7
+"""Of a float64 gradient, against float64 differences; and the coarsest error bar of others."""
 
 # In roundings of the dtype: pointwise is a handful of operations for each element,
 # reduction sums over an axis or a batch, product is a matrix product or convolution.

@@ -44,12 +44,15 @@ def loaded_packages(*modules: str) -> dict[str, set[str]]:
     return {name: set(loaded) for name, loaded in json.loads(run_python(code)).items()}
 
 
-def test_import_refkd_loads_numpy_and_no_subpackage() -> None:
+def test_import_refkd_loads_nothing_else_not_even_numpy() -> None:
     code = "import sys, refkd; print(*(m for m in sys.modules if m.startswith('refkd')))"
-    assert set(run_python(code).split()) == {"refkd", "refkd.errors", "refkd.dispatch"}
-    loaded = loaded_packages("refkd")["refkd"]
-    assert "numpy" in loaded
-    assert loaded & HEAVY == set()
+    assert run_python(code).split() == ["refkd"]
+    assert loaded_packages("refkd")["refkd"] & {"numpy", *HEAVY} == set()
+
+
+def test_the_dispatcher_loads_on_first_use() -> None:
+    code = "import refkd; print(*refkd.available_backends()); refkd.use_backend('numpy')"
+    assert "numpy" in run_python(code).split()
 
 
 def test_no_subpackage_loads_an_optional_package() -> None:

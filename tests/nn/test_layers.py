@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from refkd.errors import ConfigError, ShapeError
 from refkd.nn import GELU, Dropout, Flatten, Layer, Linear, ReLU, Sequential, Sigmoid, SiLU, Tanh
 from refkd.testing import check_grad
+from refkd.testing.adapters.layer import from_layer
 
 ACTIVATIONS: list[Layer] = [ReLU(), Sigmoid(), Tanh(), SiLU(), GELU(), GELU("tanh")]
 every_activation = pytest.mark.parametrize("layer", ACTIVATIONS, ids=repr)
@@ -20,19 +21,9 @@ every_activation = pytest.mark.parametrize("layer", ACTIVATIONS, ids=repr)
 
 def assert_gradient_is_exact(layer: Layer, x: np.ndarray, seed: int = 0) -> None:
     """Check parameters and input by the complex step with a random cotangent."""
-    rng = np.random.default_rng(seed)
-    params, state = layer.init(rng, dtype=np.float64)
-    dy = rng.standard_normal(layer.forward(params, state, x, train=False)[0].shape)
-
-    def f(x: Any, **params: Any) -> Any:
-        return (layer.forward(params, state, x, train=False)[0] * dy).sum()
-
-    def grad(x: Any, **params: Any) -> Any:
-        _, cache = layer.forward(params, state, x, train=False)
-        dx, grads = layer.backward(params, cache, dy.astype(x.dtype))
-        return {"x": dx, **grads}
-
-    check_grad(f, {"x": x, **params}, grad, method="complex", mode="full").raise_if_failed()
+    params, state = layer.init(np.random.default_rng(seed), dtype=np.float64)
+    subject = from_layer(layer, params, state, x, train=False, rng=seed)
+    check_grad(*subject, method="complex", mode="full").raise_if_failed()
 
 
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(1, 1), (3, 500), (784, 7)])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from refkd.errors import ConfigError, DtypeError
 from refkd.testing import GradCheckError, Verdict, check_grad
-from refkd.testing.derivatives import complex_step, richardson
+from refkd.testing.derivatives import complex_step, ridders
+from refkd.testing.references import widest_float
 
 SEED = st.integers(0, 2**32 - 1)
 
@@ -106,16 +107,19 @@ def test_a_wrong_entry_is_found_beside_one_that_is_all_rounding_error() -> None:
 
 def test_a_term_too_small_for_the_verification_is_confirmed_before_it_is_called_wrong() -> None:
     def f(x: Any, y: Any) -> Any:
-        return 1e6 * np.sin(300 * x).sum() + 1e-4 * np.abs(y).sum()
+        return 1e6 * np.sin(300 * x).sum() + 0.1 * np.abs(y).sum()
 
     def grad(x: Any, y: Any) -> dict[str, Any]:
-        return {"x": 3e8 * np.cos(300 * x), "y": np.full_like(y, 1e-4)}
+        return {"x": 3e8 * np.cos(300 * x), "y": np.full_like(y, 0.1)}
 
     for seed in range(5):
         params = {**point(3, seed=seed), "y": np.ones(3)}
-        report = check_grad(f, params, grad, mode="directional", rng=seed)
+        report = check_grad(f, params, grad, method="complex", mode="directional", rng=seed)
         assert report.verdict is Verdict.NOISY_REFERENCE
-        assert "along y the complex step gives 0" in report.message
+        assert "f is not analytic" in report.message
+        report = check_grad(f, params, grad, rng=seed)
+        assert report.ok, str(report)
+        assert report.method == "longdouble"
 
 
 @pytest.mark.parametrize("size", [2001, 100_000])
@@ -165,25 +169,34 @@ NOT_ANALYTIC: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "norm": (lambda x: np.linalg.norm(x) ** 3, lambda x: 3 * x * np.linalg.norm(x)),
     "var": (lambda x: np.exp(np.var(x)), lambda x: np.exp(np.var(x)) * 2 * (x - x.mean()) / 6),
 }
+FLOAT64_ONLY = ("cast", "float")
 
 
 @pytest.mark.parametrize("name", NOT_ANALYTIC)
-def test_a_function_that_is_not_analytic_is_no_pass(name: str) -> None:
+def test_the_complex_step_alone_passes_no_function_that_is_not_analytic(name: str) -> None:
     f, slope = NOT_ANALYTIC[name]
-    for method in ("complex", "auto"):
-        report = check_grad(f, point(6), lambda x: {"x": slope(x)}, method=method)
-        assert report.verdict is Verdict.NOISY_REFERENCE
-        assert "not analytic" in report.message or "does not take complex" in report.message
+    report = check_grad(f, point(6), lambda x: {"x": slope(x)}, method="complex")
+    assert report.verdict is Verdict.NOISY_REFERENCE
+    assert "not analytic" in report.message or "does not take complex" in report.message
 
 
 @pytest.mark.parametrize("name", NOT_ANALYTIC)
 def test_real_differences_judge_a_function_that_is_not_analytic(name: str) -> None:
     f, slope = NOT_ANALYTIC[name]
-    report = check_grad(f, point(6), lambda x: {"x": slope(x)}, tolerance=1e-8)
-    assert (report.verdict, report.method) == ("PASS", "richardson")
-    assert "real differences" in report.message
-    report = check_grad(f, point(6), lambda x: {"x": 1.001 * slope(x)})
-    assert (report.verdict, report.method) == ("WRONG_GRADIENT", "richardson")
+    report = check_grad(f, point(6), lambda x: {"x": slope(x)}, method="auto")
+    method = "ridders" if name in FLOAT64_ONLY or widest_float() is None else "longdouble"
+    assert (report.verdict, report.method) == ("PASS", method)
+    assert f"judged by {method} differences" in report.notes[0]
+    report = check_grad(f, point(6), lambda x: {"x": (1 + 1e-6) * slope(x)})
+    assert (report.verdict, report.method) == ("WRONG_GRADIENT", method)
+
+
+@pytest.mark.skipif(widest_float() is None, reason="longdouble is float64 on this machine")
+@pytest.mark.parametrize("name", sorted(NOT_ANALYTIC.keys() - FLOAT64_ONLY))
+def test_longdouble_differences_find_an_error_of_one_part_in_1e9(name: str) -> None:
+    f, slope = NOT_ANALYTIC[name]
+    report = check_grad(f, point(6), lambda x: {"x": (1 + 1e-9) * slope(x)})
+    assert (report.verdict, report.method) == ("WRONG_GRADIENT", "longdouble")
 
 
 def test_a_gradient_that_misses_what_the_complex_step_misses_is_not_passed() -> None:
@@ -203,29 +216,18 @@ def test_a_gradient_that_cancels_passes_as_the_zero_it_is() -> None:
         assert check_grad(sum_of_softmax, x, lambda x: {"x": np.zeros_like(x)}).ok
 
 
-def test_a_kink_at_the_very_point_raises_no_alarm() -> None:
-    params = {"x": np.array([0.0, 1.0, -1.0])}
-    relu_slope = {"x": np.array([0.0, 1.0, 0.0])}
-    assert check_grad(lambda x: np.where(x.real > 0, x, 0).sum(), params, lambda x: relu_slope).ok
-    for subgradient in (0.0, 0.7):
-        report = check_grad(
-            lambda x: np.abs(x).sum(),
-            params,
-            lambda x, at_zero=subgradient: {"x": np.array([at_zero, 1, -1])},
-        )
-        assert report.verdict is Verdict.NOISY_REFERENCE
-
-
 def test_rounding_noise_of_the_function_raises_no_alarm() -> None:
     # A sum that cancels 1e8 leaves real differences with few digits, and the bar says so.
     def f(x: Any) -> Any:
         return ((np.abs(x) + 1e8) - 1e8).sum()
 
     for seed in range(20):
-        report = check_grad(f, point(4, seed=seed), lambda x: {"x": np.ones_like(x)})
+        report = check_grad(
+            f, point(4, seed=seed), lambda x: {"x": np.ones_like(x)}, tolerance=1e-12
+        )
         assert report.verdict is Verdict.NOISY_REFERENCE
         assert report.worst is not None
-        assert report.worst.error_bar > 1e-9
+        assert report.worst.error_bar > 1e-10
 
 
 def test_float32_parameters_are_judged_in_float64() -> None:
@@ -278,22 +280,6 @@ def test_empty_and_zero_dimensional_parameters_are_checked() -> None:
     assert check_grad(lambda x: x.sum(), {"x": np.zeros((0, 3))}, lambda x: {"x": x}).ok
 
 
-def test_a_function_that_writes_into_its_arguments_does_no_harm() -> None:
-    params = point(4)
-    before = params["x"].copy()
-
-    def f(x: Any) -> Any:
-        x *= x
-        return x.sum()
-
-    def grad(x: Any) -> dict[str, Any]:
-        x *= 2
-        return {"x": x}
-
-    assert check_grad(f, params, grad).ok
-    np.testing.assert_array_equal(params["x"], before)
-
-
 SHAPE_DTYPE: dict[str, tuple[Any, Any, str]] = {
     "vector": (lambda x: np.sin(x), cosines, r"real scalar, got float64 of shape \(3,\)"),
     "string": (lambda x: "loss", cosines, "real scalar, got str"),
@@ -302,7 +288,7 @@ SHAPE_DTYPE: dict[str, tuple[Any, Any, str]] = {
     "no mapping": (
         sum_of_sines,
         lambda x: np.cos(x),
-        "mapping of parameter names to arrays, got ndarray",
+        "mapping of parameter names to arrays, such as {'x': dx}, got ndarray",
     ),
     "missing": (sum_of_sines, lambda x: {}, "for each of x, got none"),
     "wrong key": (sum_of_sines, lambda x: {"X": x}, "for each of x, got X"),
@@ -341,7 +327,7 @@ def test_arguments_of_the_checker_itself_raise() -> None:
         check_grad(sum_of_sines, point(3), cosines, mode="every")
     with pytest.raises(ConfigError, match="tolerance"):
         check_grad(sum_of_sines, point(3), cosines, tolerance=0)
-    with pytest.raises(ConfigError, match="no parameter to differentiate"):
+    with pytest.raises(ConfigError, match="nothing to differentiate"):
         check_grad(sum_of_sines, {"x": np.arange(3)}, cosines)
     with pytest.raises(DtypeError, match="params must be a mapping"):
         check_grad(sum_of_sines, np.ones(3), cosines)  # type: ignore[arg-type]
@@ -384,15 +370,15 @@ def test_the_error_bar_of_real_differences_covers_their_error(seed: int, log_sca
     def f(p: Any) -> Any:
         return np.sin(3 * p["x"] / scale).sum() + np.exp(-((p["x"] / scale) ** 2)).sum() + offset
 
-    real = richardson(f, x, u)
+    real = ridders(f, x, u)
     # The complex step is the truth to rounding, and does not see the offset.
     truth = complex_step(f, x, u)
-    assert abs(real.value - truth) <= 4 * real.error_bar
+    assert abs(real.value - truth) <= real.error_bar
     assert real.error_bar <= 1e-6 * (1 + offset) * np.abs(u["x"]).sum() / scale
 
 
 def test_real_differences_of_a_smooth_function_have_eleven_digits() -> None:
     for seed in range(20):
-        real = richardson(lambda p: sum_of_sines(p["x"]), point(1, seed=seed), {"x": np.ones(1)})
+        real = ridders(lambda p: sum_of_sines(p["x"]), point(1, seed=seed), {"x": np.ones(1)})
         assert real.value == pytest.approx(np.cos(point(1, seed=seed)["x"][0]), rel=3e-12)
         assert real.error_bar <= 1e-11

@@ -1,0 +1,319 @@
+"""The first calls of a function and its gradient: whether there is anything to compare.
+
+Shapes, dtypes, finiteness, determinism, and what the calls do to memory. Each complaint
+says what was expected and what to write instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from refkd.errors import suggest
+from refkd.testing.derivatives import moved
+from refkd.testing.directions import Direction, Slope, slope
+from refkd.testing.problem import Problem
+from refkd.testing.report import Verdict
+from refkd.testing.structure import flatten
+
+__all__ = ["Complaint", "Examination", "examine", "gradient_complaint"]
+
+Owner: TypeAlias = "weakref.ReferenceType[NDArray[Any]]"
+
+_SAME = 1e-9  # relative difference of two calls that is no rounding error
+_ELSEWHERE = 1e-3  # of the parameters' size
+_REPLAY = (
+    "a generator among the params, such as rng=numpy.random.default_rng(0), is replayed at every "
+    "call"
+)
+
+
+class Complaint(NamedTuple):
+    """A verdict that stands before any comparison, and why."""
+
+    verdict: Verdict
+    message: str
+    name: str | None = None
+    explanation: str = ""
+
+
+class Examination(NamedTuple):
+    """What the first calls showed.
+
+    Attributes
+    ----------
+    complaint : Complaint or None
+        Why there is nothing to compare.
+    habit : Complaint or None
+        What is wrong with the functions even where the gradient is right.
+    value : float
+        f at the point.
+    slope : Slope
+        The gradient along the direction that was given.
+    notes : tuple of str
+    """
+
+    complaint: Complaint | None
+    habit: Complaint | None = None
+    value: float = math.nan
+    slope: Slope = Slope(math.nan, math.nan)
+    notes: tuple[str, ...] = ()
+
+
+def examine(problem: Problem, direction: Direction) -> Examination:
+    """Call f and grad on the arrays as given and in float64, and each a second time.
+
+    Parameters
+    ----------
+    problem : Problem
+    direction : mapping of float64 arrays
+        Two gradients are compared along it.
+    """
+    complaint = _infinite_point(problem)
+    if complaint is not None:
+        return Examination(complaint)
+    value = problem.watched("f", problem.given)[0]
+    complaint = _value_complaint(value)
+    if complaint is not None:
+        return Examination(complaint)
+    habit, gradients = None, {}
+    for leaves in (problem.given,) if problem.plain else (problem.given, problem.point):
+        returned, arguments = problem.watched("grad", leaves)
+        complaint = gradient_complaint(returned, leaves, problem)
+        if complaint is not None:
+            return Examination(complaint)
+        gradients = problem.flat(returned)
+        before = [(f"the argument {name}", x) for name, x in arguments.items()]
+        habit = habit or _shared(before, gradients)
+        del returned, arguments, before
+    if problem.writes:
+        message = f"{problem.writes}; its caller's arrays change under its hands: work on copies"
+        habit = Complaint(Verdict.MUTATED_INPUT, message)
+    if not problem.plain:
+        value = problem.f(_copies(problem))
+    # Two gradients of a large model at once are more memory than the check may take.
+    first, owners = slope(gradients, direction), _owners(gradients)
+    del gradients
+    value, complaint = _second_value(problem, float(value))
+    if complaint is not None:
+        return Examination(complaint)
+    first, complaint, recycled = _second_gradient(problem, direction, first, owners)
+    notes = ("it draws random numbers; the same seed was replayed at every call",)
+    return Examination(complaint, habit or recycled, value, first, notes * problem.replayed)
+
+
+def _second_value(problem: Problem, value: float) -> tuple[float, Complaint | None]:
+    """Compare with a second call of f; where it differs, with replayed seeds."""
+    again = float(problem.f(_copies(problem)))
+    if _same(value, again, abs(value)):
+        return value, None
+    problem.replayed = True
+    value, again = (float(problem.f(_copies(problem))) for _ in range(2))
+    if _same(value, again, abs(value)):
+        return value, None
+    message = f"f gives {value:.17g} and {again:.17g} at one point; {_REPLAY}"
+    return value, Complaint(Verdict.NONDETERMINISTIC, message)
+
+
+def _second_gradient(
+    problem: Problem, direction: Direction, first: Slope, owners: list[tuple[str, Owner]]
+) -> tuple[Slope, Complaint | None, Complaint | None]:
+    """Compare with the gradient that is returned after f was called at another point.
+
+    Returns
+    -------
+    slope : Slope
+        The gradient along ``direction``.
+    complaint, habit : Complaint or None
+    """
+    problem.f(moved(problem.point, direction, _ELSEWHERE))
+    gradients = problem.gradients(problem.point)
+    second = slope(gradients, direction)
+    habit = _recycled(problem, direction, owners, gradients)
+    del gradients
+    if problem.replayed or _same(first.value, second.value, first.size):
+        third = slope(problem.gradients(problem.point), direction) if problem.replayed else second
+        if _same(second.value, third.value, second.size):
+            return second, None, habit
+    else:
+        problem.f(_copies(problem))
+        third = slope(problem.gradients(problem.point), direction)
+        if _same(first.value, third.value, first.size):
+            reason = (
+                "it seems to use what the last call of f stored: let it compute all it needs "
+                "from its arguments"
+            )
+            return first, _differ("grad", first, second, reason), habit
+        problem.replayed = True
+        second, third = (slope(problem.gradients(problem.point), direction) for _ in range(2))
+        if _same(second.value, third.value, second.size):
+            return second, None, habit
+    return first, _differ("grad", second, third, _REPLAY), habit
+
+
+def _differ(name: str, a: Slope, b: Slope, reason: str) -> Complaint:
+    return Complaint(
+        Verdict.NONDETERMINISTIC,
+        f"two calls of {name} at one point differ: along a random direction they give "
+        f"{a.value:.17g} and {b.value:.17g}; {reason}",
+    )
+
+
+def _owners(gradients: Mapping[str, NDArray[Any]]) -> list[tuple[str, Owner]]:
+    """Return weak references to the arrays that own the memory of ``gradients``."""
+    owners = []
+    for name, owner in gradients.items():
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        owners.append((name, weakref.ref(owner)))
+    return owners
+
+
+def _recycled(
+    problem: Problem,
+    direction: Direction,
+    owners: list[tuple[str, Owner]],
+    gradients: Mapping[str, NDArray[Any]],
+) -> Complaint | None:
+    """Complain of gradients in memory of the call before, if a further call overwrites them."""
+    alive = [(name, owner()) for name, owner in owners]
+    before = [(f"what grad returned before for {n}", x) for n, x in alive if x is not None]
+    complaint = _shared(before, gradients) if before else None
+    if complaint is None:
+        return None
+    # One and the same array each time, such as a gradient known beforehand, is no hazard.
+    kept = {name: g.copy() for name, g in gradients.items()}
+    problem.gradients(moved(problem.point, direction, _ELSEWHERE))
+    changed = any(not np.array_equal(g, kept[name]) for name, g in gradients.items())
+    return complaint if changed else None
+
+
+def _copies(problem: Problem) -> dict[str, NDArray[Any]]:
+    return moved(problem.point, {}, 0.0)
+
+
+def _same(a: float, b: float, size: float) -> bool:
+    return abs(a - b) <= _SAME * max(size, abs(a), abs(b))
+
+
+def _infinite_point(problem: Problem) -> Complaint | None:
+    for name, x in problem.given.items():
+        if not np.all(np.isfinite(x)):
+            index = _first_infinite(x)
+            return Complaint(
+                Verdict.NONFINITE,
+                f"parameter {name} is {x[index]} at {list(index)}: there is no derivative there; "
+                f"make it a constant of f, or choose another point",
+                name,
+            )
+    return None
+
+
+def _value_complaint(value: Any) -> Complaint | None:
+    kind = getattr(np.asarray(value).dtype, "kind", "O")
+    if np.ndim(value) != 0 or kind not in "fiu":
+        shape = f" of shape {np.shape(value)}" if np.ndim(value) else ""
+        given = getattr(value, "dtype", type(value).__name__)
+        advice = (
+            "check_vjp checks functions with arrays as outputs"
+            if np.ndim(value) or isinstance(value, (tuple, list, Mapping))
+            else "write float(...) only around what is real anyway"
+            if kind == "c"
+            else "return the loss itself"
+        )
+        return Complaint(
+            Verdict.SHAPE_DTYPE, f"f must return a real scalar, got {given}{shape}; {advice}"
+        )
+    if not np.isfinite(value):
+        return Complaint(Verdict.NONFINITE, f"f is {value} at the given parameters")
+    return None
+
+
+def gradient_complaint(
+    returned: Any, given: Mapping[str, NDArray[Any]], problem: Problem
+) -> Complaint | None:
+    """Return what is wrong with keys, shapes, dtypes or values of a gradient at ``given``."""
+    if not isinstance(returned, Mapping):
+        example = ", ".join(f"{name!r}: d{name}" for name in list(given)[:2])
+        return Complaint(
+            Verdict.SHAPE_DTYPE,
+            f"grad must return a mapping of parameter names to arrays, such as "
+            f"{{{example}}}, got {type(returned).__name__}",
+        )
+    found = flatten(returned, problem.leaves)
+    unknown = [name for name in found if name not in problem.leaves]
+    missing = [name for name in given if found.get(name) is None]
+    if unknown or missing:
+        return Complaint(
+            Verdict.SHAPE_DTYPE,
+            f"grad must return one array for each of {', '.join(sorted(given))}, "
+            f"got {', '.join(sorted(map(str, found))) or 'none'}"
+            + "".join(suggest(name, missing) for name in unknown[:1]),
+        )
+    for name, x in given.items():
+        gradient = found[name]
+        dtype = getattr(gradient, "dtype", type(gradient).__name__)
+        shape = np.shape(gradient)
+        if not isinstance(gradient, (np.ndarray, np.generic)) or (shape, dtype) != (
+            x.shape,
+            x.dtype.newbyteorder("="),
+        ):
+            return Complaint(
+                Verdict.SHAPE_DTYPE,
+                f"the gradient of {name} must be {x.dtype} of shape {x.shape} like the "
+                f"parameter, got {dtype} of shape {shape}",
+                name,
+                _explain_shape(shape, x.shape),
+            )
+        if not np.all(np.isfinite(gradient)):
+            index = _first_infinite(np.asarray(gradient))
+            value = np.asarray(gradient)[index]
+            return Complaint(
+                Verdict.NONFINITE,
+                f"the gradient of {name} ({x.dtype}) is {value} at {list(index)}",
+                name,
+            )
+    return None
+
+
+def _explain_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if got == expected[::-1]:
+        return "a transpose is missing"
+    if got[len(got) - len(expected) :] == expected:
+        extra = len(got) - len(expected)
+        return f"a sum over the first {extra} axes, the batch, is missing" if extra else ""
+    if expected[len(expected) - len(got) :] == got:
+        return "a sum over the batch that should not be, or one that lost its axes"
+    if sorted(got) == sorted(expected):
+        return "the axes are permuted"
+    if len(got) == len(expected) and all(g in (1, e) for g, e in zip(got, expected, strict=True)):
+        return "summed over an axis that the parameter has; or keepdims where a broadcast is due"
+    return ""
+
+
+def _shared(
+    others: list[tuple[str, NDArray[Any]]], gradients: Mapping[str, NDArray[Any]]
+) -> Complaint | None:
+    """Complain of a gradient that shares memory with another one, or with ``others``."""
+    labelled = [*others, *((f"the gradient of {n}", g) for n, g in gradients.items())]
+    bounds = sorted((byte_bounds(x), k) for k, (_, x) in enumerate(labelled) if x.size > 0)
+    for (left, i), (right, k) in itertools.pairwise(bounds):
+        (first, a), (second, b) = labelled[min(i, k)], labelled[max(i, k)]
+        if right[0] < left[1] and max(i, k) >= len(others) and np.shares_memory(a, b):
+            return Complaint(
+                Verdict.ALIASED,
+                f"{second} shares memory with {first}: who changes one in place changes the "
+                f"other; return copies",
+            )
+    return None
+
+
+def _first_infinite(x: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])

@@ -1,4 +1,4 @@
-"""``refkd gradcheck``: every kernel pair against its numeric derivative, as a table or JSON."""
+"""``refkd gradcheck``: every kernel pair against its numeric derivative, as table, JSON or page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import argparse
 import dataclasses
 import json
 import math
+import os
+import stat
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
 from typing import Any
 
-from refkd.errors import ConfigError
+from refkd.errors import ConfigError, DataError
+from refkd.testing.html import page
 from refkd.testing.pairs import PairResult, check_all
+from refkd.train.atomic import atomic_write_text
 
 __all__ = ["register", "run"]
 
@@ -28,23 +36,61 @@ def register(subparsers: Any) -> None:
         "names", nargs="*", metavar="NAME", help="pairs to check, such as linear (default: all)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--html",
+        metavar="PATH",
+        help="also write a page with a heat map of every parameter's errors",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the inputs")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check and print; return 0, or 1 if a pair fails.
+    """Check, print and write; return 0, or 1 if a pair fails.
 
     Raises
     ------
     ConfigError
         If a name is no registered pair, or the seed is negative.
+    DataError
+        If the page cannot be written; nothing has been checked then.
+    CheckpointError
+        If it cannot be written any more once the checks are done.
     """
     if arguments.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
-    results = list(check_all(arguments.names or None, seed=arguments.seed))
+    checks = check_all(arguments.names or None, seed=arguments.seed)
+    if arguments.html is not None:
+        _check_writable(arguments.html)
+    results = list(checks)
     print(_json(results) if arguments.json else _table(results))
+    if arguments.html is not None:
+        found = {f"{r.name}: {label}": report for r in results for label, report in r.reports}
+        atomic_write_text(arguments.html, page(found))
+        print(f"heat maps: {arguments.html}", file=sys.stderr)
     return 0 if all(result.ok for result in results) else 1
+
+
+def _check_writable(path: str) -> None:
+    target = Path(path)
+    try:
+        # The page takes the place of what is there: not of a folder, and not of a device.
+        replaceable = stat.S_ISREG(target.stat().st_mode)
+    except FileNotFoundError:
+        replaceable = True
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"--html: {path} cannot be written ({reason}); check the path") from error
+    if not replaceable:
+        raise DataError(f"--html: expected the path of a file, got {path}, which is none")
+    try:
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(target)).parent):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"--html: {path} cannot be written ({error.strerror}); its folder must exist and be "
+            f"writable"
+        ) from error
 
 
 def _json(results: list[PairResult]) -> str:
@@ -62,7 +108,8 @@ def _json(results: list[PairResult]) -> str:
 
 
 def _row(result: PairResult) -> dict[str, Any]:
-    row = dataclasses.asdict(result)
+    row = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    row.pop("reports")
     scaled_error = row.pop("worst")
     return {**row, "scaled_error": scaled_error if math.isfinite(scaled_error) else None}
 
@@ -79,5 +126,10 @@ def _table(results: list[PairResult]) -> str:
     ]
     failed = [result for result in results if not result.ok]
     lines += ["", f"{len(results)} pairs checked, {len(failed)} failed"]
-    lines += [f"  {result.name}: {result.message}" for result in failed]
+    lines += [textwrap.indent(failure, "  ") for result in failed for failure in _failures(result)]
     return "\n".join(lines)
+
+
+def _failures(result: PairResult) -> list[str]:
+    found = [f"{result.name}: {label}: {r}" for label, r in result.reports if not r.ok]
+    return found or [f"{result.name}: {result.message}"]

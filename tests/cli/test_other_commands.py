@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 import refkd as package
-from refkd.cli import build_parser, doctor
+from refkd.cli import build_parser, doctor, gradcheck
 from refkd.recipes import shipped_recipes
+from refkd.testing.pairs import all_cases
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -282,3 +287,59 @@ def test_gradcheck_of_an_unknown_pair_is_a_usage_error(refkd: Any) -> None:
 def test_gradcheck_refuses_a_negative_seed(refkd: Any) -> None:
     code, _, err = refkd("gradcheck", "--seed", "-1")
     assert (code, "at least 0" in err) == (2, True)
+
+
+def test_gradcheck_writes_a_page_beside_the_table_and_beside_json(
+    refkd: Any, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    for options in ((), ("--json",)):
+        page.write_text("an old page", encoding="utf-8")
+        code, out, err = refkd("gradcheck", "linear", "tanh", *options, "--html", str(page))
+        assert (code, err) == (0, f"heat maps: {page}\n")
+        root = ElementTree.parse(page).getroot()
+        cases = [case for case in all_cases() if case.pair in ("linear", "tanh")]
+        names = ["".join(link.itertext()) for link in root.findall(".//tbody//a")]
+        assert sorted(names) == sorted(map(str, cases))
+    assert json.loads(out)["checked"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (".", "expected the path of a file, got ."),
+        ("", "expected the path of a file"),
+        (os.devnull, "expected the path of a file"),
+        ("missing/page.html", "No such file or directory"),
+        ("file/page.html", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("nul\0", "null"),
+    ],
+)
+def test_gradcheck_says_that_a_page_cannot_be_written_before_it_checks_anything(
+    refkd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    def checked(*args: object, **kwargs: object) -> Iterator[Any]:
+        raise AssertionError("checked too early")
+        yield
+
+    monkeypatch.setattr(gradcheck, "check_all", checked)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    code, out, err = refkd("gradcheck", "--html", path)
+    assert (code, out) == (3, "")
+    assert err.startswith("refkd gradcheck: --html: ")
+    assert reason in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_gradcheck_says_that_a_folder_takes_no_file(
+    refkd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **kwargs: object) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(gradcheck.tempfile, "TemporaryFile", refused)
+    code, out, err = refkd("gradcheck", "tanh", "--html", str(tmp_path / "page.html"))
+    assert (code, out) == (3, "")
+    assert "Permission denied" in err

@@ -14,6 +14,7 @@ from refkd import dispatch
 from refkd.cli import gradcheck as cli
 from refkd.dispatch import kernel, registered_kernels
 from refkd.errors import ConfigError
+from refkd.testing import pairs
 from refkd.testing.pairs import (
     PairCase,
     all_cases,
@@ -131,10 +132,10 @@ def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) 
     arguments = command("--json", "--seed", "1")
     assert arguments.run(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
-    pairs = {k.name.removesuffix("_forward") for k in registered_kernels().values() if k.pair}
-    pairs = {name for name in pairs if not name.endswith("_backward")}
-    assert {row["name"] for row in printed["pairs"]} == pairs
-    assert printed["checked"] == len(pairs)
+    names = {k.name.removesuffix("_forward") for k in registered_kernels().values() if k.pair}
+    names = {name for name in names if not name.endswith("_backward")}
+    assert {row["name"] for row in printed["pairs"]} == names
+    assert printed["checked"] == len(names)
     assert printed["failed"] == []
     assert printed["worst"]["scaled_error"] == max(r["scaled_error"] for r in printed["pairs"])
     assert printed["worst"]["scaled_error"] <= 1e-12
@@ -150,6 +151,28 @@ def test_the_command_fails_where_a_pair_fails(capsys: pytest.CaptureFixture[str]
     arguments = command("triple")
     assert arguments.run(arguments) == 1
     assert "triple: no case in refkd/testing/cases" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_the_command_shows_the_whole_report_of_a_case_that_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel(triple_forward)
+    kernel(triple_backward)
+    monkeypatch.setattr(pairs, "all_cases", lambda: (case_of_triple("x"),))
+    arguments = command("triple")
+    assert arguments.run(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "\n  triple: plain: WRONG_GRADIENT: " in shown
+    assert "\n    worst: x[" in shown
+
+
+def test_a_result_keeps_the_report_of_every_case() -> None:
+    (result,) = check_all(["linear"])
+    cases = [case.label for case in all_cases() if case.pair == "linear"]
+    assert [label for label, _ in result.reports] == cases
+    assert sum(report.entries for _, report in result.reports) == result.entries
+    assert max(pairs._scaled_error(report) for _, report in result.reports) == result.worst
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

@@ -12,6 +12,10 @@ __all__ = ["main"]
 _COMMANDS = {
     "training": "training steps beside PyTorch's",
     "dispatch": "what a kernel call costs",
+    "mutations": "wrong gradients planted, and how many the checker finds",
+    "false-alarms": "right gradients, and how many the checker calls wrong",
+    "checkers": "the checker beside those of PyTorch and JAX on the same errors",
+    "gradcheck": "what a check costs: seconds, passes and memory",
 }
 
 
@@ -22,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True)
     for command, summary in _COMMANDS.items():
         if given[:1] == [command]:
-            importlib.import_module(f"bench.{command}").register(subparsers)
+            importlib.import_module(f"bench.{command.replace('-', '_')}").register(subparsers)
         else:
             subparsers.add_parser(command, help=summary)
     parsed = parser.parse_args(given)

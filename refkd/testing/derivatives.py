@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.testing.directions import Direction, Point
+from refkd.testing.directions import Direction, Point, RandomDirection, scaled
 
 __all__ = [
     "STEP",
@@ -200,10 +200,10 @@ def ridders(
 def central(f: Function, point: Point, direction: Direction) -> float:
     """Return the central difference with one step: two calls of f.
 
-    The step, 3e-7 of x, is small, since a large network has a kink within any larger
-    one; rounding is some 1e-9 for a function of moderate size.
+    The step, 1e-7 of x, is small, since a large network has kinks within any larger one;
+    rounding is some 1e-9 for a function of moderate size.
     """
-    h = 3e-7 * _scale(point, direction)
+    h = 1e-7 * _scale(point, direction)
     right, left = (float(f(moved(point, direction, t))) for t in (h, -h))
     return (right - left) / (2 * h)
 
@@ -251,12 +251,13 @@ def moved(
     point: Point, direction: Direction, t: float, dtype: type[np.floating[Any]] = np.float64
 ) -> dict[str, NDArray[Any]]:
     """Return x + t u as fresh arrays: a function that writes into its arguments harms nobody."""
-    there = {}
+    there: dict[str, NDArray[Any]] = {}
     for name, x in point.items():
-        there[name] = np.array(x, dtype, order="K")
         if name in direction:
-            step = direction[name] * dtype(t)
-            there[name] += step
+            there[name] = scaled(direction, name, dtype(t))
+            there[name] += x
+        else:
+            there[name] = np.array(x, dtype, order="K")
     return there
 
 
@@ -266,11 +267,7 @@ def _complex(point: Point, direction: Direction, step: float) -> dict[str, NDArr
     for name, x in point.items():
         there[name] = z = np.empty_like(x, dtype=np.complex128)
         z.real[...] = x
-        if name in direction:
-            z.imag[...] = direction[name]
-            z.imag[...] *= step
-        else:
-            z.imag[...] = 0
+        z.imag[...] = scaled(direction, name, step) if name in direction else 0
     return there
 
 
@@ -302,8 +299,10 @@ def _jump(
 
 def _scale(point: Point, direction: Direction) -> float:
     """The factor that makes a unit step along ``direction`` as large as the parameters moved."""
+    if isinstance(direction, RandomDirection):
+        return 1.0
     there, length = 0.0, 0.0
-    for name in direction:
+    for name, u in direction.items():
         there = max(there, float(np.max(np.abs(point[name]), initial=0)))
-        length = max(length, float(np.max(np.abs(direction[name]), initial=0)))
+        length = max(length, float(np.max(np.abs(u), initial=0)))
     return (there or 1.0) / (length or 1.0)

@@ -20,7 +20,7 @@ __all__ = ["explain"]
 Floats = NDArray[np.float64]
 
 _LEFT_OVER = 1e-5  # of the gap, by a hypothesis that explains it
-_NOTHING = 1e-6  # of the other gradient, by one that is zero but for rounding
+_NOTHING = 1e-8  # of the other gradient, by one that is zero but for rounding
 _EXACT = 1e-6  # relative, of a factor that has a name
 _HOTTEST = 100  # far above, every number is near the square of a half-integer
 _DERIVATIVE_ZERO = (

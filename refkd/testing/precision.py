@@ -49,7 +49,7 @@ def judge_as_given(problem: Problem, report: GradReport) -> GradReport:
             continue
         index = tuple(int(i) for i in np.unravel_index(flat, given.shape))
         numeric = float(exact[name][index])
-        bar = 4 * max(allowed, _scatter(problem, name, flat, float(gap[index])))
+        bar = max(allowed, 4 * _scatter(problem, name, flat, float(gap[index])))
         size, slope = _sizes(problem, name)
         relative = max(_ROUNDINGS * eps, 4 * _value_error(problem))
         bar = max(bar, relative * slope, float(np.finfo(given.dtype).tiny))
@@ -89,13 +89,15 @@ def _scatter(problem: Problem, name: str, flat: int, gap: float) -> float:
 
 
 def _value_error(problem: Problem) -> float:
-    """Return the error of f itself for arrays as given, as a part of its size."""
-    errors, sizes = [], []
+    """Return how much the error of f itself changes nearby, as a part of its size.
+
+    A constant part of it is no rounding: f may be as wrong for these arrays as its gradient.
+    """
+    errors = []
     for nearby, exact in _nearby(problem):
         value = float(problem.f(exact))
-        errors.append(abs(float(problem.f(nearby)) - value))
-        sizes.append(abs(value))
-    return max(errors) / (max(sizes) or 1.0)
+        errors.append((float(problem.f(nearby)) - value) / (abs(value) or 1.0))
+    return max(errors) - min(errors)
 
 
 def _nearby(problem: Problem) -> Iterator[tuple[Leaves, Leaves]]:

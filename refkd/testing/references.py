@@ -42,8 +42,8 @@ _EPS = float(np.finfo(np.float64).eps)
 _JITTERS = 3
 # Smaller slopes lose digits once multiplied by the step.
 _UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
-# A complex step and one central difference that differ by less are not looked at again.
-_AGREES = 1e-5
+# A complex step and a central difference that differ by less are not looked at again.
+_AGREES = 1e-4
 _ROUNDED = 1e-9  # relative, of a complex step
 _WIDE_ENTRIES = 2000  # products of longdouble matrices are slow
 
@@ -156,7 +156,7 @@ class ComplexStep:
         ----------
         direction : mapping of float64 arrays
         quick : bool
-            Take two values of f where they agree to 1e-5, and only otherwise some thirty.
+            Take two values of f where they agree to 1e-4, and only otherwise some thirty.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("error", ComplexWarning)

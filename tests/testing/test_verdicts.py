@@ -405,7 +405,7 @@ def test_nested_parameters_are_checked_and_located_by_their_path() -> None:
 # --- the cost -----------------------------------------------------------------------------
 
 
-def test_a_large_model_takes_three_gradients_at_most_and_few_values() -> None:
+def test_a_large_model_takes_two_gradients_and_six_values() -> None:
     calls = {"f": 0, "grad": 0, "complex": 0}
 
     def f(x: Any) -> Any:

@@ -16,6 +16,7 @@ from refkd.testing.derivatives import Estimate, moved
 from refkd.testing.directions import RandomDirection, Slope
 from refkd.testing.examine import Complaint, examine
 from refkd.testing.explain import explain
+from refkd.testing.kinks import FarSlopes, far_from_slopes
 from refkd.testing.precision import judge_as_given
 from refkd.testing.problem import Problem
 from refkd.testing.references import (
@@ -157,8 +158,11 @@ def _every_entry(problem: Problem, reference: Reference, limits: Limits, seed: i
         findings.append(every.finding)
         numeric[name] = every.numeric
         verdict, comparison, _ = every.finding
-        if kink.jump and verdict is Verdict.PASS:
-            verdict = Verdict.KINK
+        if verdict is Verdict.KINK or (kink.jump and verdict is Verdict.PASS):
+            far = far_from_slopes(problem, reference, name, comparer.gradients[name], seed)
+            if far is not None:
+                notes.append(_far_note(name, far))
+            verdict = Verdict.KINK if far is None else Verdict.WRONG_GRADIENT
             findings[-1] = every.finding._replace(verdict=verdict)
         parameters.append(_parameter(problem, name, verdict, comparison, every.wrong, every.errors))
     report = _concluded(problem, reference, "full", limits.tolerance, findings, parameters, notes)
@@ -268,6 +272,14 @@ def _parameter(
 ) -> ParameterReport:
     given = problem.given[name]
     return ParameterReport(name, given.shape, given.dtype.name, verdict, worst, wrong, errors)
+
+
+def _far_note(name: str, far: FarSlopes) -> str:
+    return (
+        f"{name}: each entry lies between its one-sided slopes, but their sum is "
+        f"{far.analytic:.6g}, and at points on all sides it is {far.lowest:.6g} to "
+        f"{far.highest:.6g}: of tied values, does more than one pass the whole gradient, or none?"
+    )
 
 
 def _kink_note(place: str, estimate: Estimate) -> str:

@@ -48,8 +48,6 @@ class Problem:
         The float32 and float64 leaves of ``params`` by path, as they are.
     point : dict of str to float64 array
         The same in float64; nothing is copied that is float64 and contiguous already.
-    calls : int
-        Calls of f and of grad so far.
     writes : str
         Which function wrote into which argument ("f writes into x"), or empty.
     replayed : bool
@@ -93,10 +91,15 @@ class Problem:
             for path, x in self._constants.items()
             if isinstance(x, (np.random.Generator, np.random.RandomState, random.Random))
         ]
-        self.calls = 0
+        self._calls = [0]
         self.writes = ""
         self.replayed = False
         self._states = (random.getstate(), np.random.get_state())  # noqa: NPY002
+
+    @property
+    def calls(self) -> int:
+        """Calls of f and of grad so far."""
+        return self._calls[0]
 
     @property
     def plain(self) -> bool:
@@ -109,8 +112,10 @@ class Problem:
         return sum(x.size for x in self.point.values())
 
     def at(self, point: Leaves) -> Problem:
-        """Return the same problem at another point."""
-        return Problem("check_grad", self._f, self._grad, rebuild(self._params, point))
+        """Return the same problem at another point; calls there are counted here too."""
+        there = copy.copy(self)
+        there.given = there.point = dict(point)
+        return there
 
     def f(self, leaves: Leaves) -> Any:
         """Return f at ``leaves``, which it may write into."""
@@ -167,7 +172,7 @@ class Problem:
                 self._reset_seeds()
 
     def _call(self, function: Callable[..., Any], leaves: Leaves) -> Any:
-        self.calls += 1
+        self._calls[0] += 1
         if self.replayed:
             self._reset_seeds()
         fresh = {path: copy.deepcopy(self._constants[path]) for path in self._generators}

@@ -65,6 +65,9 @@ class Reference(Protocol):
 
     method: str
 
+    def at(self, problem: Problem) -> Reference:
+        """Return the same way for the same problem at another point."""
+
     def verify(self, direction: Direction, *, quick: bool) -> Estimate:
         """Return the derivative; UnsuitableError if f has none of this kind."""
 
@@ -148,6 +151,10 @@ class ComplexStep:
 
     def __init__(self, problem: Problem, value: float) -> None:
         self._problem, self._rounding = problem, Rounding(problem, value)
+
+    def at(self, problem: Problem) -> ComplexStep:
+        """Return the complex step of the same problem at another point."""
+        return ComplexStep(problem, math.nan)
 
     def verify(self, direction: Direction, *, quick: bool) -> Estimate:
         """Return the derivative along ``direction`` once real differences have confirmed it.
@@ -270,6 +277,10 @@ class Differences:
         self._noise: dict[str, Noise] = {}
         if not computes_in(dtype, problem.f, problem.point):
             raise UnsuitableError(f"f does not compute in {np.dtype(dtype).name}")
+
+    def at(self, problem: Problem) -> Differences:
+        """Return the differences of the same problem at another point."""
+        return Differences(problem, math.nan, self._dtype)
 
     def verify(self, direction: Direction, *, quick: bool) -> Estimate:
         """Return the extrapolated difference: it needs no verification."""

@@ -102,8 +102,38 @@ def test_ties_of_a_maximum_are_kinks() -> None:
     for first in (True, False):
         report = check_grad(f, params, lambda x, first=first: grad(x, first))
         assert report.verdict is Verdict.KINK, str(report)
-    report = check_grad(f, params, lambda x: {"x": np.array([0.5, 0.5, 0.0, 0.0])})
-    assert report.verdict is Verdict.WRONG_GRADIENT
+    shared = {"x": np.array([0.0, 0.5, 0.5, 0.0])}
+    assert check_grad(f, params, lambda x: shared).verdict is Verdict.KINK
+
+
+@pytest.mark.parametrize("method", ["auto", "ridders"])
+@pytest.mark.parametrize("each", [0.0, 1.0])
+def test_tied_maxima_that_all_or_none_get_the_gradient_are_wrong(each: float, method: str) -> None:
+    # Each entry alone is a slope between 0 and 1; together they are 0 or 3 and must be 1.
+    params = {"x": np.array([0.3, 0.9, 0.9, 0.9, 0.1])}
+    for seed in range(10):
+        report = check_grad(
+            lambda x: x[np.argmax(x.real)],
+            params,
+            lambda x: {"x": np.where(x == 0.9, each, 0.0)},
+            rng=seed,
+            method=method,
+        )
+        assert report.verdict is Verdict.WRONG_GRADIENT, str(report)
+        assert any("of tied values" in note for note in report.notes)
+
+
+def test_many_units_at_zero_may_all_have_slope_zero() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        dy = rng.standard_normal(30)
+        report = check_grad(
+            lambda x, dy=dy: (np.where(x.real > 0, x, 0) * dy).sum(),
+            {"x": np.zeros(30)},
+            lambda x: {"x": np.zeros(30)},
+            rng=seed,
+        )
+        assert report.verdict is Verdict.KINK, str(report)
 
 
 # --- NONDETERMINISTIC and replayed seeds ------------------------------------------------

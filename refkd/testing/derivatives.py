@@ -45,7 +45,7 @@ _STEPS = 0.06 * _RATIO ** -np.arange(10.0)
 # no noise; there are two spacings, since a large constant quantises f more coarsely than the
 # first can see.
 _FINE, _COARSE = 3e-9, 2e-6
-_ROUGH = 1e-4  # of f: noise beyond it is no rounding, not even float32's
+_ROUGH = 1e-4  # of the changes of f: noise beyond it is no rounding, not even float32's
 _SAMPLES = 2 + np.cos(np.arange(8.0))
 _CUBICS = np.vander(_SAMPLES, 4)
 _RESIDUAL = np.eye(_SAMPLES.size) - _CUBICS @ np.linalg.pinv(_CUBICS)
@@ -149,7 +149,7 @@ def ridders(
     ten. So the error bar is four times that, plus 8 noise/h where the noise of f is
     measured and not assumed, plus twice what the difference with the smallest step
     denies. A structure of f finer than about 1e-6 of x is taken for noise; where its
-    amplitude is more than 1e-4 of f, the bar is infinite.
+    amplitude is more than 1e-4 of how f changes over x, the bar is infinite.
 
     At a kink the central difference is the mean of the one-sided slopes; they show as
     [f(x + hu) − 2f(x) + f(x − hu)]/h not shrinking with h, and their distance is the
@@ -193,7 +193,9 @@ def ridders(
             break
     best = best._replace(jump=_jump(two_sided, sorted(sampled), steps, rounding))
     # Where f is rough at the finest scale that is looked at, slopes there may be anything.
-    rough = math.inf if rounding > _ROUGH * noise.size else 0.0
+    largest = max(abs(float(d)) * h for (d, _), h in ((sampled[k], steps[k]) for k in sampled))
+    expected = 64 * float(np.finfo(dtype).eps) * noise.size
+    rough = math.inf if rounding > max(_ROUGH * largest, expected) else 0.0
     return best._replace(error_bar=best.error_bar + _EPS * abs(best.value) + rough)
 
 

@@ -222,14 +222,17 @@ class ComplexStep:
         There the complex step is that of one branch, and is compared at a point nearby.
         """
         point = self._problem.point
-        real = there = self._differences(point, direction, estimate.value)
         numeric = estimate.value
+        needed = max(1e-6 * abs(numeric), 0.1 * abs(numeric - analytic))
+        real = there = self._differences(point, direction, needed)
         if real.jump:
             nearby = moved(point, RandomDirection(point, point, 0), 1e-3)
             numeric = complex_step(self._problem.f, nearby, direction)
-            there = self._differences(nearby, direction, numeric)
+            there = self._differences(nearby, direction, needed)
         gap = abs(there.value - numeric) - there.error_bar
-        if gap > _ROUNDED * abs(numeric) and gap > self._rounding.negligible(direction):
+        refuted = gap > _ROUNDED * abs(numeric) and gap > self._rounding.negligible(direction)
+        nearer = abs(there.value - analytic) < abs(there.value - numeric)
+        if refuted or (gap > 0 and nearer and not real.jump):
             place = next(iter(direction)) if len(direction) == 1 else "a random direction"
             raise UnsuitableError(
                 f"f is not analytic: along {place} the complex step gives {numeric:.6g}, real "
@@ -239,14 +242,17 @@ class ComplexStep:
         # What real differences cannot resolve they cannot confirm.
         sizes = abs(there.value), abs(real.jump), abs(analytic)
         unresolved = there.error_bar > 0.1 * max(sizes)
+        # The complex step was verified to _ROUNDED only: real differences must exclude the rest.
+        if not real.jump and abs(numeric - analytic) <= _ROUNDED * abs(numeric):
+            unresolved |= abs(there.value - analytic) <= there.error_bar
         found = real if real.jump else estimate
         return found._replace(error_bar=math.inf) if unresolved else found
 
-    def _differences(self, point: Point, direction: Direction, expected: float) -> Estimate:
-        """Return real differences, in longdouble where float64 has not six digits of them."""
+    def _differences(self, point: Point, direction: Direction, needed: float) -> Estimate:
+        """Return real differences, in longdouble where float64 is less precise than needed."""
         f, wide = self._problem.f, widest_float()
         real = ridders(f, point, direction)
-        if real.error_bar <= 1e-6 * abs(expected) or self._problem.entries > _WIDE_ENTRIES:
+        if real.error_bar <= needed or self._problem.entries > _WIDE_ENTRIES:
             return real
         if wide is None or not computes_in(wide, f, point):
             return real

@@ -16,14 +16,18 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from refkd.errors import suggest
+from refkd.testing.complaints import (
+    Complaint,
+    gradient_complaint,
+    point_complaint,
+    value_complaint,
+)
 from refkd.testing.derivatives import moved
 from refkd.testing.directions import Direction, Slope, slope
 from refkd.testing.problem import Problem
 from refkd.testing.report import Verdict
-from refkd.testing.structure import flatten
 
-__all__ = ["Complaint", "Examination", "examine", "gradient_complaint"]
+__all__ = ["Examination", "examine"]
 
 Owner: TypeAlias = "weakref.ReferenceType[NDArray[Any]]"
 
@@ -33,15 +37,6 @@ _REPLAY = (
     "a generator among the params, such as rng=numpy.random.default_rng(0), is replayed at every "
     "call"
 )
-
-
-class Complaint(NamedTuple):
-    """A verdict that stands before any comparison, and why."""
-
-    verdict: Verdict
-    message: str
-    name: str | None = None
-    explanation: str = ""
 
 
 class Examination(NamedTuple):
@@ -76,11 +71,11 @@ def examine(problem: Problem, direction: Direction) -> Examination:
     direction : mapping of float64 arrays
         Two gradients are compared along it.
     """
-    complaint = _infinite_point(problem)
+    complaint = point_complaint(problem)
     if complaint is not None:
         return Examination(complaint)
     value = problem.watched("f", problem.given)[0]
-    complaint = _value_complaint(value)
+    complaint = value_complaint(value)
     if complaint is not None:
         return Examination(complaint)
     habit, gradients = None, {}
@@ -203,101 +198,6 @@ def _same(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= _SAME * max(size, abs(a), abs(b))
 
 
-def _infinite_point(problem: Problem) -> Complaint | None:
-    for name, x in problem.given.items():
-        if not np.all(np.isfinite(x)):
-            index = _first_infinite(x)
-            return Complaint(
-                Verdict.NONFINITE,
-                f"parameter {name} is {x[index]} at {list(index)}: there is no derivative there; "
-                f"make it a constant of f, or choose another point",
-                name,
-            )
-    return None
-
-
-def _value_complaint(value: Any) -> Complaint | None:
-    kind = getattr(np.asarray(value).dtype, "kind", "O")
-    if np.ndim(value) != 0 or kind not in "fiu":
-        shape = f" of shape {np.shape(value)}" if np.ndim(value) else ""
-        given = getattr(value, "dtype", type(value).__name__)
-        advice = (
-            "check_vjp checks functions with arrays as outputs"
-            if np.ndim(value) or isinstance(value, (tuple, list, Mapping))
-            else "write float(...) only around what is real anyway"
-            if kind == "c"
-            else "return the loss itself"
-        )
-        return Complaint(
-            Verdict.SHAPE_DTYPE, f"f must return a real scalar, got {given}{shape}; {advice}"
-        )
-    if not np.isfinite(value):
-        return Complaint(Verdict.NONFINITE, f"f is {value} at the given parameters")
-    return None
-
-
-def gradient_complaint(
-    returned: Any, given: Mapping[str, NDArray[Any]], problem: Problem
-) -> Complaint | None:
-    """Return what is wrong with keys, shapes, dtypes or values of a gradient at ``given``."""
-    if not isinstance(returned, Mapping):
-        example = ", ".join(f"{name!r}: d{name}" for name in list(given)[:2])
-        return Complaint(
-            Verdict.SHAPE_DTYPE,
-            f"grad must return a mapping of parameter names to arrays, such as "
-            f"{{{example}}}, got {type(returned).__name__}",
-        )
-    found = flatten(returned, problem.leaves)
-    unknown = [name for name in found if name not in problem.leaves]
-    missing = [name for name in given if found.get(name) is None]
-    if unknown or missing:
-        return Complaint(
-            Verdict.SHAPE_DTYPE,
-            f"grad must return one array for each of {', '.join(sorted(given))}, "
-            f"got {', '.join(sorted(map(str, found))) or 'none'}"
-            + "".join(suggest(name, missing) for name in unknown[:1]),
-        )
-    for name, x in given.items():
-        gradient = found[name]
-        dtype = getattr(gradient, "dtype", type(gradient).__name__)
-        shape = np.shape(gradient)
-        if not isinstance(gradient, (np.ndarray, np.generic)) or (shape, dtype) != (
-            x.shape,
-            x.dtype.newbyteorder("="),
-        ):
-            return Complaint(
-                Verdict.SHAPE_DTYPE,
-                f"the gradient of {name} must be {x.dtype} of shape {x.shape} like the "
-                f"parameter, got {dtype} of shape {shape}",
-                name,
-                _explain_shape(shape, x.shape),
-            )
-        if not np.all(np.isfinite(gradient)):
-            index = _first_infinite(np.asarray(gradient))
-            value = np.asarray(gradient)[index]
-            return Complaint(
-                Verdict.NONFINITE,
-                f"the gradient of {name} ({x.dtype}) is {value} at {list(index)}",
-                name,
-            )
-    return None
-
-
-def _explain_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    if got == expected[::-1]:
-        return "a transpose is missing"
-    if got[len(got) - len(expected) :] == expected:
-        extra = len(got) - len(expected)
-        return f"a sum over the first {extra} axes, the batch, is missing" if extra else ""
-    if expected[len(expected) - len(got) :] == got:
-        return "a sum over the batch that should not be, or one that lost its axes"
-    if sorted(got) == sorted(expected):
-        return "the axes are permuted"
-    if len(got) == len(expected) and all(g in (1, e) for g, e in zip(got, expected, strict=True)):
-        return "summed over an axis that the parameter has; or keepdims where a broadcast is due"
-    return ""
-
-
 def _shared(
     others: list[tuple[str, NDArray[Any]]], gradients: Mapping[str, NDArray[Any]]
 ) -> Complaint | None:
@@ -313,7 +213,3 @@ def _shared(
                 f"other; return copies",
             )
     return None
-
-
-def _first_infinite(x: NDArray[Any]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])

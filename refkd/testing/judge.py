@@ -9,14 +9,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refkd.testing.compare import Comparer, Finding, gravest
-from refkd.testing.derivatives import Estimate, moved
-from refkd.testing.directions import RandomDirection, Slope
-from refkd.testing.examine import Complaint, examine
-from refkd.testing.explain import explain
-from refkd.testing.kinks import FarSlopes, far_from_slopes
+from refkd.testing.complaints import Complaint
+from refkd.testing.derivatives import moved
+from refkd.testing.directions import RandomDirection
+from refkd.testing.examine import Examination, examine
 from refkd.testing.precision import judge_as_given
 from refkd.testing.problem import Problem
 from refkd.testing.references import (
@@ -26,24 +23,14 @@ from refkd.testing.references import (
     UnsuitableError,
     widest_float,
 )
-from refkd.testing.report import Comparison, GradReport, ParameterReport, Verdict
+from refkd.testing.report import GradReport, Verdict
+from refkd.testing.survey import Limits, along_directions, every_entry
 from refkd.testing.tolerances import GRADIENT, GRADIENT_BY_DIFFERENCES
 
 __all__ = ["Settings", "judge"]
 
-_SAMPLED = 16  # entries for a guess where not all are compared
 _NEARBY = 1e-3
 _LONGDOUBLE_ENTRIES = 500
-_MESSAGES = {
-    Verdict.PASS: "",
-    Verdict.KINK: "f has a kink here, at {place}; the gradient lies between the one-sided slopes",
-    Verdict.WRONG_GRADIENT: "the gradient of {place} is not the derivative of f",
-    Verdict.NOISY_REFERENCE: (
-        "at {place} nothing is shown: the gap, or the tolerance, lies within the numeric "
-        "derivative's error bar or near the rounding of f; a looser tolerance may decide"
-    ),
-    Verdict.NONFINITE: "the numeric derivative at {place} is not finite",
-}
 
 
 class Settings(NamedTuple):
@@ -55,13 +42,6 @@ class Settings(NamedTuple):
     seed: int
 
 
-class Limits(NamedTuple):
-    """The scaled error of a right gradient, and the error bar that still proves something."""
-
-    tolerance: float
-    precision: float
-
-
 def judge(problem: Problem, settings: Settings) -> GradReport:
     """Examine, compare, and look at what is left to say."""
     joint = RandomDirection(problem.point, problem.point, settings.seed)
@@ -69,7 +49,9 @@ def judge(problem: Problem, settings: Settings) -> GradReport:
     if examination.complaint is not None:
         return _stopped(examination.complaint, settings, examination.notes)
     with _silenced() as printed, np.errstate(all="ignore"):
-        report = _compared(problem, settings, joint, examination.value, examination.slope)
+        report, kinked = _compared(problem, settings, joint, examination)
+        if kinked:
+            report = _nearby(problem, settings, report)
         if report.ok and not problem.plain:
             report = judge_as_given(problem, report)
     notes = [*report.notes, *examination.notes]
@@ -96,25 +78,26 @@ def _stopped(complaint: Complaint, settings: Settings, notes: tuple[str, ...]) -
 
 
 def _compared(
-    problem: Problem, settings: Settings, joint: RandomDirection, value: float, along: Slope
-) -> GradReport:
-    """Compare with the first reference that suits the function."""
+    problem: Problem, settings: Settings, joint: RandomDirection, examination: Examination
+) -> tuple[GradReport, bool]:
+    """Compare with the first reference that suits the function; say if a direction has a kink."""
     reasons: list[str] = []
-    for make in _references(problem, settings, value):
+    for make in _references(problem, settings, examination.value):
         try:
             reference = make()
             limits = _limits(reference.method, settings.tolerance)
             if settings.mode == "full":
-                report = _every_entry(problem, reference, limits, settings.seed)
+                report, kinked = every_entry(problem, reference, limits, settings.seed), False
             else:
-                report, kinked = _directions(problem, reference, limits, joint, along)
-                report = _nearby(problem, settings, report) if kinked else report
+                report, kinked = along_directions(
+                    problem, reference, limits, joint, examination.slope
+                )
         except UnsuitableError as error:
             reasons.append(str(error))
         else:
             notes = [f"{reasons[0]}; judged by {reference.method} differences"] if reasons else []
-            return replace(report, notes=(*report.notes, *notes))
-    return _stopped(Complaint(Verdict.NOISY_REFERENCE, reasons[0]), settings, ())
+            return replace(report, notes=(*report.notes, *notes)), kinked
+    return _stopped(Complaint(Verdict.NOISY_REFERENCE, reasons[0]), settings, ()), False
 
 
 def _references(
@@ -141,157 +124,15 @@ def _limits(method: str, tolerance: float | None) -> Limits:
     }[method]
 
 
-def _every_entry(problem: Problem, reference: Reference, limits: Limits, seed: int) -> GradReport:
-    """Compare all entries of all parameters."""
-    comparer = Comparer(problem.gradients(problem.point), reference, *limits)
-    findings: list[Finding] = []
-    numeric: dict[str, NDArray[np.float64]] = {}
-    parameters, notes = [], []
-    for name, x in problem.point.items():
-        if x.size == 0:
-            parameters.append(_parameter(problem, name, Verdict.PASS, None, 0, np.zeros(x.shape)))
-            continue
-        kink = reference.verify(RandomDirection(problem.point, [name], seed), quick=False)
-        if kink.jump:
-            notes.append(_kink_note(name, kink))
-        every = comparer.entries(name)
-        findings.append(every.finding)
-        numeric[name] = every.numeric
-        verdict, comparison, _ = every.finding
-        if verdict is Verdict.KINK or (kink.jump and verdict is Verdict.PASS):
-            far = far_from_slopes(problem, reference, name, comparer.gradients[name], seed)
-            if far is not None:
-                notes.append(_far_note(name, far))
-            verdict = Verdict.KINK if far is None else Verdict.WRONG_GRADIENT
-            findings[-1] = every.finding._replace(verdict=verdict)
-        parameters.append(_parameter(problem, name, verdict, comparison, every.wrong, every.errors))
-    report = _concluded(problem, reference, "full", limits.tolerance, findings, parameters, notes)
-    if report.verdict is not Verdict.WRONG_GRADIENT or report.worst is None:
-        return report
-    name = report.worst.name
-    guess = explain(comparer.gradients[name], numeric[name].ravel(), None, problem.leaves)
-    return replace(report, explanation=guess)
-
-
-def _directions(
-    problem: Problem, reference: Reference, limits: Limits, joint: RandomDirection, along: Slope
-) -> tuple[GradReport, bool]:
-    """Compare along one direction of all parameters; where that fails, along one for each.
-
-    Returns
-    -------
-    report : GradReport
-    kinked : bool
-        Whether f has a kink along the direction.
-    """
-    estimate = reference.verify(joint, quick=True)
-    # The gradient along it is known from the first calls, and need not be kept.
-    finding = Comparer({}, reference, *limits).along(joint, along, estimate)
-    kinked = bool(finding.estimate.jump)
-    notes = [_kink_note("a random direction", finding.estimate)] if kinked else []
-    if finding.verdict in (Verdict.PASS, Verdict.KINK):
-        findings = [finding]
-        parameters = [_parameter(problem, name, finding.verdict) for name in problem.point]
-    else:
-        comparer = Comparer(problem.gradients(problem.point), reference, *limits)
-        found = {
-            name: comparer.parameter(name, RandomDirection(problem.point, [name], 0))
-            for name, x in problem.point.items()
-            if x.size > 0
-        }
-        findings = list(found.values())
-        parameters = [
-            _parameter(problem, name, *(found[name][:2] if name in found else (Verdict.PASS,)))
-            for name in problem.point
-        ]
-    report = _concluded(
-        problem, reference, "directional", limits.tolerance, findings, parameters, notes
-    )
-    if report.verdict is Verdict.WRONG_GRADIENT and report.worst is not None:
-        report = replace(report, explanation=_sampled(problem, comparer, report.worst))
-    return report, kinked
-
-
-def _sampled(problem: Problem, comparer: Comparer, worst: Comparison) -> str:
-    """Explain a wrong gradient from some of its entries."""
-    gradient = comparer.gradients[worst.name]
-    places = np.unique(np.linspace(0, gradient.size - 1, _SAMPLED).astype(np.intp))
-    if worst.index is not None:
-        places = np.union1d(places, np.ravel_multi_index(worst.index, gradient.shape))
-    directions = (comparer.one(worst.name, int(flat)) for flat in places)
-    numeric = np.array([comparer.reference.along(u).value for u in directions])
-    return explain(gradient, numeric, places, problem.leaves)
-
-
-def _concluded(
-    problem: Problem,
-    reference: Reference,
-    mode: str,
-    tolerance: float,
-    findings: list[Finding],
-    parameters: list[ParameterReport],
-    notes: list[str],
-) -> GradReport:
-    report = GradReport(
-        Verdict.PASS,
-        "",
-        parameters=tuple(parameters),
-        entries=problem.entries,
-        method=reference.method,
-        mode=mode,
-        tolerance=tolerance,
-        notes=tuple(notes),
-    )
-    if not findings:
-        return report
-    verdict, worst, _ = gravest(findings)
-    message = _MESSAGES[verdict].format(place=worst.place)
-    if verdict is Verdict.WRONG_GRADIENT:
-        message += _extent(worst.name, parameters)
-    return replace(report, verdict=verdict, message=message, worst=worst)
-
-
-def _extent(name: str, parameters: list[ParameterReport]) -> str:
-    """Say how much of a parameter is wrong, and what else is."""
-    wrong = [p for p in parameters if p.verdict is Verdict.WRONG_GRADIENT]
-    said = ""
-    for p in wrong:
-        if p.name == name and p.wrong is not None:
-            said = f"; {p.wrong} of its {int(np.prod(p.shape))} entries are wrong"
-    others = [p.name for p in wrong if p.name != name]
-    return said + (f"; wrong as well: {', '.join(others)}" if others else "")
-
-
-def _parameter(
-    problem: Problem,
-    name: str,
-    verdict: Verdict,
-    worst: Comparison | None = None,
-    wrong: int | None = None,
-    errors: NDArray[np.float64] | None = None,
-) -> ParameterReport:
-    given = problem.given[name]
-    return ParameterReport(name, given.shape, given.dtype.name, verdict, worst, wrong, errors)
-
-
-def _far_note(name: str, far: FarSlopes) -> str:
-    return (
-        f"{name}: each entry lies between its one-sided slopes, but their sum is "
-        f"{far.analytic:.6g}, and at points on all sides it is {far.lowest:.6g} to "
-        f"{far.highest:.6g}: of tied values, does more than one pass the whole gradient, or none?"
-    )
-
-
-def _kink_note(place: str, estimate: Estimate) -> str:
-    left, right = estimate.slopes
-    return f"along {place} the slope jumps from {left:.6g} to {right:.6g} at the point itself"
-
-
 def _nearby(problem: Problem, settings: Settings, report: GradReport) -> GradReport:
     """Judge again where there is no kink: between two slopes an error of an entry can hide."""
     direction = RandomDirection(problem.point, problem.point, settings.seed + 1)
     there = problem.at(moved(problem.point, direction, _NEARBY))
-    again = judge(there, settings)
+    joint = RandomDirection(there.point, there.point, settings.seed)
+    examination = examine(there, joint)
+    if examination.complaint is not None:
+        return report
+    again, _ = _compared(there, settings, joint, examination)
     if again.verdict is not Verdict.WRONG_GRADIENT:
         return report
     note = f"found at a point {_NEARBY:g} of the parameters' size away, where f has no kink"

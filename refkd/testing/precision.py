@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from refkd.testing.derivatives import moved
 from refkd.testing.problem import Leaves, Problem, copy_in_layout
-from refkd.testing.references import far_away
 from refkd.testing.report import Comparison, GradReport, Verdict
+from refkd.testing.rounding import far_away
 from refkd.testing.tolerances import GRADIENT
 
 __all__ = ["judge_as_given"]
@@ -91,7 +91,7 @@ def _wrong_elsewhere(problem: Problem, name: str, tolerance: float) -> bool:
         exact = problem.gradients({n: x.astype(np.float64, order="C") for n, x in there.items()})
         gap = np.abs(_gaps(problem.gradients(there), exact)[name])
         scale = np.max(np.abs(exact[name]))
-        right.append(np.max(gap) <= _RIGHT * _relative(tolerance, there[name]) * scale)
+        right.append(bool(np.max(gap) <= _RIGHT * _relative(tolerance, there[name]) * scale))
     return 2 * sum(right) < len(right)
 
 
@@ -117,11 +117,12 @@ def _value_error(problem: Problem) -> float:
 
     A constant part of it is no rounding: f may be as wrong for these arrays as its gradient.
     """
-    errors = []
+    errors, sizes = [], []
     for nearby, exact in _nearby(problem):
         value = float(problem.f(exact))
-        errors.append((float(problem.f(nearby)) - value) / (abs(value) or 1.0))
-    return max(errors) - min(errors)
+        errors.append(float(problem.f(nearby)) - value)
+        sizes.append(abs(value))
+    return (max(errors) - min(errors)) / (max(sizes) or 1.0)
 
 
 def _nearby(problem: Problem) -> Iterator[tuple[Leaves, Leaves]]:

@@ -20,7 +20,7 @@ from refkd.testing.adapters import (
     inner_product,
     is_floating,
 )
-from refkd.testing.examine import gradient_complaint
+from refkd.testing.complaints import gradient_complaint
 from refkd.testing.gradcheck import run
 from refkd.testing.problem import Problem, copy_in_layout
 from refkd.testing.report import Comparison, GradReport, Verdict

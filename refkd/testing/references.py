@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,11 +20,11 @@ from refkd.testing.derivatives import (
     complex_step,
     measure_noise,
     moved,
-    one_ulp_away,
     ridders,
 )
-from refkd.testing.directions import Direction, Point, RandomDirection, slope, unit
-from refkd.testing.problem import Leaves, Problem
+from refkd.testing.directions import Direction, Point, RandomDirection, unit
+from refkd.testing.problem import Problem
+from refkd.testing.rounding import Rounding
 
 __all__ = [
     "ComplexStep",
@@ -34,7 +32,6 @@ __all__ = [
     "Entries",
     "Reference",
     "UnsuitableError",
-    "far_away",
     "widest_float",
 ]
 
@@ -89,52 +86,6 @@ class Reference(Protocol):
 
     def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
         """Return the estimate with the kink it may have; UnsuitableError if it cannot be true."""
-
-
-class Rounding:
-    """How far f and its gradient are rounded in float64, and how large they are.
-
-    Parameters
-    ----------
-    problem : Problem
-    value : float
-        f at the point.
-    """
-
-    def __init__(self, problem: Problem, value: float) -> None:
-        self._problem, self._value = problem, value
-
-    def nearby(self, direction: Direction) -> Iterator[tuple[Leaves, float]]:
-        """Yield points one rounding away, with the gradient along ``direction`` there."""
-        for k in range(_JITTERS):
-            there = one_ulp_away(self._problem.point, np.random.default_rng(k))
-            yield there, slope(self._problem.gradients(there), direction).value
-
-    def least(self, direction: Direction) -> float:
-        """Return 16 roundings of the size of f and its slopes, and what underflows in a step."""
-        return 16 * _EPS * self._size(direction) + _UNDERFLOW
-
-    def negligible(self, direction: Direction) -> float:
-        """Return the size of a slope that f can hardly feel."""
-        return 1e-12 * self._size(direction) + 4 * _UNDERFLOW
-
-    def _size(self, direction: Direction) -> float:
-        return max(
-            float(np.max(np.abs(u), initial=0)) * max(self._magnitudes[name], self._magnitudes[""])
-            for name, u in direction.items()
-        )
-
-    @functools.cached_property
-    def _magnitudes(self) -> dict[str, float]:
-        # The largest finite |f|, under "", and |gradient| of each parameter, here and at
-        # points as far away as x is large: f may cancel here, or be flat.
-        problem = self._problem
-        found = {"": abs(self._value), **_largest(problem.gradients(problem.point))}
-        for far in far_away(problem.point):
-            sizes = {**_largest(problem.gradients(far)), "": abs(float(problem.f(far)))}
-            for name, size in sizes.items():
-                found[name] = max(found[name], size if math.isfinite(size) else 0.0)
-        return found
 
 
 class ComplexStep:
@@ -339,16 +290,6 @@ class Differences:
         return self._noise[name]
 
 
-def far_away(point: Point) -> Iterator[dict[str, NDArray[np.float64]]]:
-    """Yield points as far from ``point`` as its entries are large."""
-    for k in range(_JITTERS):
-        rng = np.random.default_rng(k)
-        yield {
-            name: np.asarray(x + np.max(np.abs(x), initial=0) * rng.standard_normal(x.shape))
-            for name, x in point.items()
-        }
-
-
 def computes_in(dtype: type[np.floating[Any]], f: Function, point: Point) -> bool:
     """Return whether f takes arrays of ``dtype``, and what it returns is no narrower."""
     if dtype is np.float64:
@@ -362,7 +303,3 @@ def computes_in(dtype: type[np.floating[Any]], f: Function, point: Point) -> boo
 def widest_float() -> type[np.floating[Any]] | None:
     """Return longdouble where it is wider than float64 on this machine, else None."""
     return np.longdouble if np.finfo(np.longdouble).eps < _EPS else None
-
-
-def _largest(gradients: Leaves) -> dict[str, float]:
-    return {name: float(np.max(np.abs(g), initial=0)) for name, g in gradients.items()}

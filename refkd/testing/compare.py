@@ -190,7 +190,9 @@ class Comparer:
                 # Points one rounding away lie on either side of a kink: no measure of rounding.
                 bar = estimate.error_bar
                 verdict = _beside_slopes(analytic, estimate, allowed)
-            elif gap <= max(allowed, bar, estimate.error_bar, negligible):
+            elif abs(analytic - estimate.value) <= max(
+                allowed, bar, estimate.error_bar, negligible
+            ):
                 verdict = Verdict.NOISY_REFERENCE
             else:
                 verdict = Verdict.WRONG_GRADIENT

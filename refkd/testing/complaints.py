@@ -16,6 +16,9 @@ from refkd.testing.structure import flatten
 __all__ = ["Complaint", "gradient_complaint", "point_complaint", "value_complaint"]
 
 
+_KINDS: dict[type, str] = {int: "i", float: "f", complex: "c"}
+
+
 class Complaint(NamedTuple):
     """A verdict that stands before any comparison, and why."""
 
@@ -41,17 +44,16 @@ def point_complaint(problem: Problem) -> Complaint | None:
 
 def value_complaint(value: Any) -> Complaint | None:
     """Return what is wrong with a value of f: no real scalar, or not finite."""
-    kind = getattr(np.asarray(value).dtype, "kind", "O")
-    if np.ndim(value) != 0 or kind not in "fiu":
-        shape = f" of shape {np.shape(value)}" if np.ndim(value) else ""
+    several = isinstance(value, (tuple, list, Mapping)) or getattr(value, "shape", ()) != ()
+    kind = getattr(getattr(value, "dtype", None), "kind", _KINDS.get(type(value), "O"))
+    if several or kind not in "fiu":
+        shape = f" of shape {value.shape}" if getattr(value, "shape", ()) != () else ""
         given = getattr(value, "dtype", type(value).__name__)
-        advice = (
-            "check_vjp checks functions with arrays as outputs"
-            if np.ndim(value) or isinstance(value, (tuple, list, Mapping))
-            else "write float(...) only around what is real anyway"
-            if kind == "c"
-            else "return the loss itself"
-        )
+        advice = "return the loss itself"
+        if several:
+            advice = "check_vjp checks functions with arrays as outputs"
+        elif kind == "c":
+            advice = "for real arguments its value has no imaginary part"
         return Complaint(
             Verdict.SHAPE_DTYPE, f"f must return a real scalar, got {given}{shape}; {advice}"
         )
@@ -78,7 +80,7 @@ def gradient_complaint(
         return Complaint(
             Verdict.SHAPE_DTYPE,
             f"grad must return one array for each of {', '.join(sorted(given))}, "
-            f"got {', '.join(sorted(map(str, found))) or 'none'}"
+            f"got {', '.join(_said(found)) or 'none'}"
             + "".join(suggest(name, missing) for name in unknown[:1]),
         )
     for name, x in given.items():
@@ -108,18 +110,27 @@ def gradient_complaint(
 
 
 def _explain_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    extra = len(got) - len(expected)
+    if got == expected:
+        return ""
     if got == expected[::-1]:
         return "a transpose is missing"
-    if got[len(got) - len(expected) :] == expected:
-        extra = len(got) - len(expected)
-        return f"a sum over the first {extra} axes, the batch, is missing" if extra else ""
-    if expected[len(expected) - len(got) :] == got:
+    if tuple(n for n in got if n > 1) == tuple(n for n in expected if n > 1):
+        return "axes of length 1 too many or too few: keepdims?"
+    if extra > 0 and got[extra:] == expected:
+        axes = "axis" if extra == 1 else f"{extra} axes"
+        return f"a sum over the first {axes}, the batch, is missing"
+    if extra < 0 and expected[-extra:] == got:
         return "a sum over the batch that should not be, or one that lost its axes"
     if sorted(got) == sorted(expected):
         return "the axes are permuted"
-    if len(got) == len(expected) and all(g in (1, e) for g, e in zip(got, expected, strict=True)):
-        return "summed over an axis that the parameter has; or keepdims where a broadcast is due"
+    if extra == 0 and all(g in (1, e) for g, e in zip(got, expected, strict=True)):
+        return "a sum with keepdims over an axis that the parameter has"
     return ""
+
+
+def _said(found: Mapping[str, Any]) -> list[str]:
+    return sorted(f"{name} = None" if g is None else name for name, g in found.items())
 
 
 def _first_infinite(x: NDArray[Any]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ __all__ = [
     "measure_noise",
     "moved",
     "one_ulp_away",
+    "reach",
     "ridders",
 ]
 
@@ -155,7 +156,7 @@ def ridders(
     [f(x + hu) − 2f(x) + f(x − hu)]/h not shrinking with h, and their distance is the
     ``jump``.
     """
-    scale = _scale(point, direction)
+    scale = reach(point, direction)
 
     def along(t: float) -> Any:
         return dtype(f(moved(point, direction, t, dtype)))
@@ -196,7 +197,8 @@ def ridders(
     largest = max(abs(float(d)) * h for (d, _), h in ((sampled[k], steps[k]) for k in sampled))
     expected = 64 * float(np.finfo(dtype).eps) * noise.size
     rough = math.inf if rounding > max(_ROUGH * largest, expected) else 0.0
-    return best._replace(error_bar=best.error_bar + _EPS * abs(best.value) + rough)
+    bar = best.error_bar + _EPS * abs(best.value) + rough
+    return best._replace(error_bar=math.inf if math.isnan(bar) else bar)
 
 
 def central(f: Function, point: Point, direction: Direction) -> float:
@@ -205,7 +207,7 @@ def central(f: Function, point: Point, direction: Direction) -> float:
     The step, 1e-7 of x, is small, since a large network has kinks within any larger one;
     rounding is some 1e-9 for a function of moderate size.
     """
-    h = 1e-7 * _scale(point, direction)
+    h = 1e-7 * reach(point, direction)
     right, left = (float(f(moved(point, direction, t))) for t in (h, -h))
     return (right - left) / (2 * h)
 
@@ -221,7 +223,7 @@ def measure_noise(
 
     At least one rounding of the largest value.
     """
-    scale, found, size = _scale(point, direction), [], 0.0
+    scale, found, size = reach(point, direction), [], 0.0
     for spacing in (_FINE, _COARSE):
         values = np.array(
             [dtype(f(moved(point, direction, scale * spacing * t, dtype))) for t in _SAMPLES]
@@ -299,7 +301,7 @@ def _jump(
     return 0.0
 
 
-def _scale(point: Point, direction: Direction) -> float:
+def reach(point: Point, direction: Direction) -> float:
     """The factor that makes a unit step along ``direction`` as large as the parameters moved."""
     if isinstance(direction, RandomDirection):
         return 1.0

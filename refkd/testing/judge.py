@@ -29,7 +29,7 @@ from refkd.testing.tolerances import GRADIENT, GRADIENT_BY_DIFFERENCES
 
 __all__ = ["Settings", "judge"]
 
-_NEARBY = 1e-3
+_NEARBY = 0.03
 _LONGDOUBLE_ENTRIES = 500
 
 

@@ -15,8 +15,9 @@ from refkd.testing.references import Reference
 __all__ = ["FarSlopes", "far_from_slopes"]
 
 _POINTS = 16
-_STEP = 1e-5
-_SMOOTH = 1e-4  # what slopes may change over that step, as a part of their terms
+_STEP = 1e-5  # of the parameter's size
+_STEP_OF_DIFFERENCES = 0.01  # they need room beside the kink
+_SMOOTH = 0.05  # what slopes may change over that step, as a part of their terms
 
 
 class FarSlopes(NamedTuple):
@@ -66,13 +67,20 @@ def far_from_slopes(
     """
     direction = {name: np.ones(gradient.shape)}
     analytic = slope({name: gradient}, direction)
-    estimates = []
+    step = _STEP if reference.method == "complex" else _STEP_OF_DIFFERENCES
+    estimates, uncertain = [], reference.negligible(direction)
     for k in range(_POINTS):
         away = RandomDirection(problem.point, [name], seed + k)
-        there = reference.at(problem.at(moved(problem.point, away, _STEP)))
-        estimates.append(there.along(direction))
+        there = problem.at(moved(problem.point, away, step))
+        nearby = reference.at(there)
+        estimate = nearby.along(direction)
+        if k == 0:
+            found = slope(there.gradients(there.point), direction).value
+            uncertain = nearby.error_bar(direction, found, estimate)
+        estimates.append(estimate)
+        uncertain = max(uncertain, estimate.error_bar + abs(estimate.jump))
     lowest, highest = (pick(e.value for e in estimates) for pick in (min, max))
-    slack = highest - lowest + max(e.error_bar for e in estimates) + _SMOOTH * analytic.size
+    slack = highest - lowest + uncertain + _SMOOTH * analytic.size
     if lowest - slack <= analytic.value <= highest + slack:
         return None
     return FarSlopes(analytic.value, lowest, highest)

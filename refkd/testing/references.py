@@ -20,6 +20,7 @@ from refkd.testing.derivatives import (
     complex_step,
     measure_noise,
     moved,
+    reach,
     ridders,
 )
 from refkd.testing.directions import Direction, Point, RandomDirection, unit
@@ -42,6 +43,7 @@ _UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
 # A complex step and a central difference that differ by less are not looked at again.
 _AGREES = 1e-4
 _ROUNDED = 1e-9  # relative, of a complex step
+_KINK_WITHIN = 1e-3  # of the size of the parameters, where a kink may hide beneath the noise
 _WIDE_ENTRIES = 2000  # products of longdouble matrices are slow
 
 
@@ -174,7 +176,7 @@ class ComplexStep:
         """
         point = self._problem.point
         numeric = estimate.value
-        needed = max(1e-6 * abs(numeric), 0.1 * abs(numeric - analytic))
+        needed = 0.1 * abs(numeric - analytic) or 1e-6 * abs(numeric)
         real = there = self._differences(point, direction, needed)
         if real.jump:
             nearby = moved(point, RandomDirection(point, point, 0), 1e-3)
@@ -203,6 +205,9 @@ class ComplexStep:
         """Return real differences, in longdouble where float64 is less precise than needed."""
         f, wide = self._problem.f, widest_float()
         real = ridders(f, point, direction)
+        if real.value == 0 and real.error_bar <= needed:
+            noise = self._rounding.noise(direction)
+            real = real if noise is None else ridders(f, point, direction, noise=noise)
         if real.error_bar <= needed or self._problem.entries > _WIDE_ENTRIES:
             return real
         if wide is None or not computes_in(wide, f, point):
@@ -272,8 +277,21 @@ class Differences:
         return self._rounding.negligible(direction)
 
     def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
-        """Accept: a real difference needs no analytic function."""
-        return estimate
+        """Take it again with all the noise there may be, and allow for a kink beneath it.
+
+        Here f may be too flat for its noise to show. And a kink so near that f bends by
+        less than its noise is not to be seen at all, whatever the slopes beside it.
+        """
+        f, point = self._problem.f, self._problem.point
+        noises = [measure_noise(f, point, direction, dtype=self._dtype)]
+        noises += [self._noise_of(name) for name in direction]
+        elsewhere = self._rounding.noise(direction)
+        if elsewhere is not None:
+            noises.append(elsewhere)
+        fine, coarse, size = (max(column) for column in zip(*noises, strict=True))
+        again = self._ridders(direction, Noise(fine, coarse, size))
+        hidden = 8 * max(fine, coarse) / (_KINK_WITHIN * reach(point, direction))
+        return again._replace(error_bar=again.error_bar + hidden)
 
     def _ridders(
         self, direction: Direction, noise: Noise | None = None, enough: float = 0.0

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.testing.derivatives import STEP, one_ulp_away
-from refkd.testing.directions import Direction, Point, slope
+from refkd.testing.derivatives import STEP, Noise, measure_noise, one_ulp_away
+from refkd.testing.directions import Direction, Point, RandomDirection, slope
 from refkd.testing.problem import Leaves, Problem
 
 __all__ = ["Rounding", "far_away"]
@@ -47,6 +47,28 @@ class Rounding:
     def negligible(self, direction: Direction) -> float:
         """Return the size of a slope that f can hardly feel."""
         return 1e-12 * self._size(direction) + 4 * _UNDERFLOW
+
+    def noise(self, direction: Direction) -> Noise | None:
+        """Return the noise that f has elsewhere, if that is far more than rounding.
+
+        A function that is rounded to float32 inside is constant around a point where its
+        slope is small, and looks as if it were exact.
+        """
+        if self._roughness <= 1e5 * _EPS:
+            return None
+        elsewhere = self._roughness * abs(self._value)
+        here = measure_noise(self._problem.f, self._problem.point, direction)
+        return here._replace(fine=max(here.fine, elsewhere), coarse=max(here.coarse, elsewhere))
+
+    @functools.cached_property
+    def _roughness(self) -> float:
+        # The noise of f as a part of its size, the largest of points as far away as x is large.
+        found = [0.0]
+        for far in far_away(self._problem.point):
+            noise = measure_noise(self._problem.f, far, RandomDirection(far, far, 0))
+            if math.isfinite(noise.size) and noise.size > 0:
+                found.append(max(noise.fine, noise.coarse) / noise.size)
+        return max(found)
 
     def _size(self, direction: Direction) -> float:
         return max(

@@ -118,7 +118,9 @@ def _sampled(problem: Problem, comparer: Comparer, worst: Comparison) -> str:
         places = np.union1d(places, np.ravel_multi_index(worst.index, gradient.shape))
     directions = (comparer.one(worst.name, int(flat)) for flat in places)
     numeric = np.array([comparer.reference.along(u).value for u in directions])
-    return explain(gradient, numeric, places, problem.leaves)
+    everywhere = RandomDirection(problem.point, [worst.name], 0)
+    along = everywhere[worst.name], comparer.reference.along(everywhere).value
+    return explain(gradient, numeric, places, problem.leaves, along)
 
 
 def _concluded(

@@ -57,7 +57,8 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
         numeric[name] = every.numeric
         verdict, comparison, _ = every.finding
         if verdict is Verdict.KINK or (kink.jump and verdict is Verdict.PASS):
-            far = far_from_slopes(problem, reference, name, comparer.gradients[name], seed)
+            gradient, bar = comparer.gradients[name], comparison.error_bar
+            far = far_from_slopes(problem, reference, name, gradient, bar, seed)
             if far is not None:
                 notes.append(_far_note(name, far))
             verdict = Verdict.KINK if far is None else Verdict.WRONG_GRADIENT

@@ -148,9 +148,9 @@ def ridders(
     T_k0 = D(h_k), T_km = T_k,m−1 + [T_k,m−1 − T_k−1,m−1]/(r²ᵐ − 1). The distance of
     T_km from the two it was made of estimates its error, and is right nine times of
     ten. So the error bar is four times that, plus 8 noise/h where the noise of f is
-    measured and not assumed, plus twice what the difference with the smallest step
-    denies. A structure of f finer than about 1e-6 of x is taken for noise; where its
-    amplitude is more than 1e-4 of how f changes over x, the bar is infinite.
+    measured and not assumed, plus twice what differences with smaller steps deny. A
+    structure of f finer than about 1e-6 of x is taken for noise; where its amplitude is
+    more than 1e-4 of how f changes over x, the bar is infinite.
 
     At a kink the central difference is the mean of the one-sided slopes; they show as
     [f(x + hu) − 2f(x) + f(x − hu)]/h not shrinking with h, and their distance is the
@@ -174,24 +174,39 @@ def ridders(
             sampled[k] = (right - left) / (2 * h), (right - 2 * middle + left) / h
         return sampled[k]
 
-    (before, _), (finest, _) = (two_sided(len(steps) + k) for k in (-2, -1))
-    # The smallest step's own error: noise, and truncation, a fourteenth of the change before it.
-    finest_bar = abs(finest - before) / 5 + 8 * noise.fine / steps[-1]
-    best = Estimate(math.nan, math.inf)
+    def denied(value: Any, row: int) -> Any:
+        """Return by how much more than they may differ finer steps differ from ``value``."""
+        found = 0.0
+        for k in sampled:
+            if k > row and k - 1 in sampled:
+                here, before = sampled[k][0], sampled[k - 1][0]
+                # Truncation is a fourteenth of the change before it, and the rest is noise.
+                allowed = abs(here - before) / 5 + 8 * noise.fine / steps[k]
+                found = max(found, abs(value - here) - allowed)
+        return found
+
+    # Two small steps that show what a larger one steps over, no smaller than noise lets them.
+    quiet = [k for k, h in enumerate(steps) if k > 0 and 8 * noise.fine / h <= enough]
+    last = quiet[-1] if quiet else len(steps) - 1
+    two_sided(last - 1), two_sided(last)
+    candidates: list[tuple[Any, Any, int]] = []
     row: list[Any] = []
     for k, h in enumerate(steps):
         above, row = row, [two_sided(k)[0]]
-        factor = 1.0
+        factor, good = 1.0, math.inf
         for m, earlier in enumerate(above):
             factor *= _RATIO**2
             row.append(row[m] + (row[m] - earlier) / (factor - 1))
             spread = max(abs(row[m + 1] - row[m]), abs(row[m + 1] - earlier))
-            denied = max(0.0, abs(row[m + 1] - finest) - finest_bar)
-            bar = float(4 * spread + 8 * rounding / h + 2 * denied)
-            if bar < best.error_bar:
-                best = Estimate(float(row[m + 1]), bar)
-        if best.error_bar <= enough:
+            candidates.append((row[m + 1], 4 * spread + 8 * rounding / h, k))
+            good = min(good, candidates[-1][1] + 2 * denied(row[m + 1], k))
+        if good <= enough:
             break
+    bars = [float(bar + 2 * denied(value, k)) for value, bar, k in candidates]
+    best = Estimate(math.nan, math.inf)
+    for (value, _, _), bar in zip(candidates, bars, strict=True):
+        if bar < best.error_bar:
+            best = Estimate(float(value), bar)
     best = best._replace(jump=_jump(two_sided, sorted(sampled), steps, rounding))
     # Where f is rough at the finest scale that is looked at, slopes there may be anything.
     largest = max(abs(float(d)) * h for (d, _), h in ((sampled[k], steps[k]) for k in sampled))

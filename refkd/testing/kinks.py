@@ -16,7 +16,6 @@ __all__ = ["FarSlopes", "far_from_slopes"]
 
 _POINTS = 16
 _STEP = 1e-5  # of the parameter's size
-_STEP_OF_DIFFERENCES = 0.01  # they need room beside the kink
 _SMOOTH = 0.05  # what slopes may change over that step, as a part of their terms
 
 
@@ -70,12 +69,15 @@ def far_from_slopes(
     """
     direction = {name: np.ones(gradient.shape)}
     analytic = slope({name: gradient}, direction)
-    step = _STEP if reference.method == "complex" else _STEP_OF_DIFFERENCES
     estimates, uncertain = [], gradient.size * error_bar
     for k in range(_POINTS):
         away = RandomDirection(problem.point, [name], seed + k)
-        there = problem.at(moved(problem.point, away, step))
-        estimate = reference.at(there).along(direction)
+        there = problem.at(moved(problem.point, away, _STEP))
+        nearby = reference.at(there)
+        estimate = nearby.along(direction)
+        if reference.method != "complex":
+            # Differences do not see the kink beside them beneath the noise.
+            estimate = nearby.confirm(direction, estimate, analytic.value)
         estimates.append(estimate)
         uncertain = max(uncertain, estimate.error_bar + abs(estimate.jump))
     lowest, highest = (pick(e.value for e in estimates) for pick in (min, max))

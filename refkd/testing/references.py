@@ -291,7 +291,8 @@ class Differences:
         fine, coarse, size = (max(column) for column in zip(*noises, strict=True))
         again = self._ridders(direction, Noise(fine, coarse, size))
         hidden = 8 * max(fine, coarse) / (_KINK_WITHIN * reach(point, direction))
-        return again._replace(error_bar=again.error_bar + hidden)
+        bar = max(estimate.error_bar, again.error_bar) + abs(again.value - estimate.value) + hidden
+        return estimate._replace(error_bar=bar)
 
     def _ridders(
         self, direction: Direction, noise: Noise | None = None, enough: float = 0.0

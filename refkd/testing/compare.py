@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.testing.derivatives import Estimate
+from refkd.testing.differences import Estimate
 from refkd.testing.directions import Direction, Point, RandomDirection, Slope, slope, unit
 from refkd.testing.references import Reference
 from refkd.testing.report import Comparison, Verdict

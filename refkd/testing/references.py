@@ -10,19 +10,8 @@ import numpy as np
 from numpy.exceptions import ComplexWarning
 from numpy.typing import NDArray
 
-from refkd.testing.derivatives import (
-    STEP,
-    Estimate,
-    Function,
-    Noise,
-    central,
-    complex_entries,
-    complex_step,
-    measure_noise,
-    moved,
-    reach,
-    ridders,
-)
+from refkd.testing.derivatives import STEP, Function, complex_entries, complex_step, moved, reach
+from refkd.testing.differences import Estimate, Noise, central, measure_noise, ridders
 from refkd.testing.directions import Direction, Point, RandomDirection, unit
 from refkd.testing.problem import Problem
 from refkd.testing.rounding import Rounding

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.testing.derivatives import STEP, Noise, measure_noise, one_ulp_away
+from refkd.testing.derivatives import STEP, one_ulp_away
+from refkd.testing.differences import Noise, measure_noise
 from refkd.testing.directions import Direction, Point, RandomDirection, slope
 from refkd.testing.problem import Leaves, Problem
 

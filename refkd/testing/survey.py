@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.testing.compare import Comparer, Finding, gravest
-from refkd.testing.derivatives import Estimate
+from refkd.testing.differences import Estimate
 from refkd.testing.directions import RandomDirection, Slope
 from refkd.testing.explain import explain
 from refkd.testing.kinks import FarSlopes, far_from_slopes

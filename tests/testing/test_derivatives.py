@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refkd.testing.derivatives import (
-    Estimate,
-    complex_entries,
-    complex_step,
-    measure_noise,
-    moved,
-    one_ulp_away,
-    ridders,
-)
+from refkd.testing.derivatives import complex_entries, complex_step, moved, one_ulp_away
+from refkd.testing.differences import Estimate, measure_noise, ridders
 from refkd.testing.directions import RandomDirection, slope, unit
 from refkd.testing.references import widest_float
 

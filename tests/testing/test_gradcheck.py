@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from refkd.errors import ConfigError, DtypeError
 from refkd.testing import GradCheckError, Verdict, check_grad
-from refkd.testing.derivatives import complex_step, ridders
+from refkd.testing.derivatives import complex_step
+from refkd.testing.differences import ridders
 from refkd.testing.references import widest_float
 
 SEED = st.integers(0, 2**32 - 1)

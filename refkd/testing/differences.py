@@ -222,7 +222,7 @@ def _neville(line: _Line, enough: float) -> list[_Candidate]:
     """Extrapolate from ever smaller steps, until an error bar is ``enough``."""
     # Two small steps that show what a larger one steps over, no smaller than noise lets them.
     quiet = [k for k, h in enumerate(line.steps) if k > 0 and 8 * line.noise.fine / h <= enough]
-    last = quiet[-1] if quiet else len(line.steps) - 1
+    last = max(2, quiet[-1]) if quiet else len(line.steps) - 1  # a kink takes three to see
     line.two_sided(last - 1), line.two_sided(last)
     candidates: list[_Candidate] = []
     row: list[Any] = []

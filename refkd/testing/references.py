@@ -281,7 +281,7 @@ class Differences:
         again = self._ridders(direction, Noise(fine, coarse, size))
         hidden = 8 * max(fine, coarse) / (_KINK_WITHIN * reach(point, direction))
         bar = max(estimate.error_bar, again.error_bar) + abs(again.value - estimate.value) + hidden
-        return estimate._replace(error_bar=bar)
+        return estimate._replace(error_bar=bar, jump=again.jump or estimate.jump)
 
     def _ridders(
         self, direction: Direction, noise: Noise | None = None, enough: float = 0.0

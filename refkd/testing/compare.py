@@ -13,10 +13,16 @@ from refkd.testing.differences import Estimate
 from refkd.testing.directions import Direction, Point, RandomDirection, Slope, slope, unit
 from refkd.testing.references import Reference
 from refkd.testing.report import Comparison, Verdict
+from refkd.testing.rounding import UNDERFLOW
 
 __all__ = ["Comparer", "Finding", "gravest"]
 
 _TINY = 1e-300
+_EPS = float(np.finfo(np.float64).eps)
+_DOUBTFUL = 1e-12  # of the size of f and its slopes: a slope that f can hardly feel
+_ROUNDED = 1e-6  # of the gradient, that 64 roundings of the size of f may pass for
+_COARSEST = 1e-2  # of the gradient, an error bar with which it may still pass
+_NOISY = 32  # entries of which nothing could be shown: enough to say so
 _SEVERITY = (
     Verdict.PASS,
     Verdict.KINK,
@@ -104,7 +110,8 @@ class Comparer:
         for flat in [by_gap[0], *by_gap[1:][doubtful[by_gap[1:]]]]:
             estimate = Estimate(*(float(column[flat]) for column in (numeric, bars, jumps)))
             findings.append(self.entry(name, int(flat), estimate, scale))
-            if findings[-1].verdict is Verdict.WRONG_GRADIENT:
+            noisy = sum(f.verdict is Verdict.NOISY_REFERENCE for f in findings)
+            if findings[-1].verdict is Verdict.WRONG_GRADIENT or noisy >= _NOISY:
                 break
         worst = gravest(findings)
         wrong = 0
@@ -175,24 +182,28 @@ class Comparer:
         allowed, precise = self.tolerance * part, self.precision * part
         gap, bar = abs(analytic - estimate.value), estimate.error_bar
         within = gap <= allowed and bar <= precise
-        negligible = 0.0
+        resolved = vanishes = False
         if not within or index is not None:
             # A direction within bounds is spared these: they take several passes.
             bar = self.reference.error_bar(direction, analytic, estimate)
-            negligible = self.reference.negligible(direction)
-        if within or (gap <= max(bar, allowed) and bar <= max(self.precision * scale, negligible)):
+            size = self.reference.size(direction)
+            bar = max(bar, min(64 * _EPS * size, _ROUNDED * scale))
+            fine = max(self.precision * scale, min(_DOUBTFUL * size, _COARSEST * scale))
+            resolved = gap <= max(bar, allowed) and bar <= fine
+            vanishes = max(abs(analytic), abs(estimate.value)) <= 4 * _EPS * size
+        if within or resolved or vanishes:
             verdict = Verdict.KINK if estimate.jump else Verdict.PASS
         elif not math.isfinite(gap):
             verdict = Verdict.NONFINITE
         else:
             estimate = self.reference.confirm(direction, estimate, analytic)
+            size = self.reference.size(direction)
+            doubtful = max(allowed, bar, estimate.error_bar, _DOUBTFUL * size, 4 * UNDERFLOW)
             if estimate.jump:
                 # Points one rounding away lie on either side of a kink: no measure of rounding.
                 bar = estimate.error_bar
                 verdict = _beside_slopes(analytic, estimate, allowed)
-            elif abs(analytic - estimate.value) <= max(
-                allowed, bar, estimate.error_bar, negligible
-            ):
+            elif abs(analytic - estimate.value) <= doubtful:
                 verdict = Verdict.NOISY_REFERENCE
             else:
                 verdict = Verdict.WRONG_GRADIENT

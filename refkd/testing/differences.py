@@ -115,15 +115,15 @@ def ridders(
     return Estimate(best.value, math.inf if math.isnan(bar) else bar, line.jump())
 
 
-def central(f: Function, point: Point, direction: Direction) -> float:
+def central(f: Function, point: Point, direction: Direction) -> Estimate:
     """Return the central difference with one step: two calls of f.
 
-    The step, 1e-7 of x, is small, since a large network has kinks within any larger one;
-    rounding is some 1e-9 for a function of moderate size.
+    The step, 1e-7 of x, is small, since a large network has kinks within any larger one.
+    The bar is four roundings of f; truncation and kinks nearby are not in it.
     """
     h = 1e-7 * reach(point, direction)
     right, left = (float(f(moved(point, direction, t))) for t in (h, -h))
-    return (right - left) / (2 * h)
+    return Estimate((right - left) / (2 * h), 4 * _EPS * max(abs(right), abs(left)) / h)
 
 
 def measure_noise(
@@ -194,7 +194,10 @@ class _Line:
 
     def is_rough(self, eps: float) -> bool:
         """Whether the noise is more than rounding, and much beside all changes of f."""
-        change = max(abs(float(d)) * self.steps[k] for k, (d, _) in self.sampled.items())
+        change = max(
+            max(abs(float(slope)), abs(float(gap))) * self.steps[k]
+            for k, (slope, gap) in self.sampled.items()
+        )
         return bool(self.rounding > max(_ROUGH * change, 64 * eps * self.noise.size))
 
     def jump(self) -> float:

@@ -6,8 +6,9 @@ says what was expected and what to write instead.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
+import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -106,7 +107,11 @@ def examine(problem: Problem, direction: Direction) -> Examination:
 
 def _second_value(problem: Problem, value: float) -> tuple[float, Complaint | None]:
     """Compare with a second call of f; where it differs, with replayed seeds."""
-    again = float(problem.f(_copies(problem)))
+    second = problem.f(_copies(problem))
+    complaint = value_complaint(second)
+    if complaint is not None:
+        return value, complaint._replace(message=f"at its second call {complaint.message}")
+    again = float(second)
     if _same(value, again, abs(value)):
         return value, None
     problem.replayed = True
@@ -128,7 +133,10 @@ def _second_gradient(
         The gradient along ``direction``.
     complaint, habit : Complaint or None
     """
-    problem.f(moved(problem.point, direction, _ELSEWHERE))
+    # What f stores there must not be what grad uses; whether it has a value does not matter.
+    with contextlib.suppress(Exception), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        problem.f(moved(problem.point, direction, _ELSEWHERE))
     gradients = problem.gradients(problem.point)
     second = slope(gradients, direction)
     habit = _recycled(problem, direction, owners, gradients)
@@ -204,12 +212,16 @@ def _shared(
     """Complain of a gradient that shares memory with another one, or with ``others``."""
     labelled = [*others, *((f"the gradient of {n}", g) for n, g in gradients.items())]
     bounds = sorted((byte_bounds(x), k) for k, (_, x) in enumerate(labelled) if x.size > 0)
-    for (left, i), (right, k) in itertools.pairwise(bounds):
-        (first, a), (second, b) = labelled[min(i, k)], labelled[max(i, k)]
-        if right[0] < left[1] and max(i, k) >= len(others) and np.shares_memory(a, b):
-            return Complaint(
-                Verdict.ALIASED,
-                f"{second} shares memory with {first}: who changes one in place changes the "
-                f"other; return copies",
-            )
+    open_until: list[tuple[int, int]] = []
+    for (begin, end), k in bounds:
+        open_until = [(until, i) for until, i in open_until if until > begin]
+        for _, i in open_until:
+            (first, a), (second, b) = labelled[min(i, k)], labelled[max(i, k)]
+            if max(i, k) >= len(others) and np.shares_memory(a, b):
+                return Complaint(
+                    Verdict.ALIASED,
+                    f"{second} shares memory with {first}: who changes one in place changes the "
+                    f"other; return copies",
+                )
+        open_until.append((end, k))
     return None

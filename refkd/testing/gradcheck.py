@@ -90,9 +90,9 @@ def check_grad(
     -----
     A gap between both derivatives is only called wrong where it exceeds the error bar.
     The complex step's bar is four times the change of both derivatives at points one
-    rounding away, and at least 64 roundings of the size of f and its slopes: with
-    inputs that are themselves rounded, nobody can know more. Between that and 1e-12 of
-    this size a gap is NOISY_REFERENCE, since both derivatives may have cancelled.
+    rounding away: with inputs that are themselves rounded, nobody can know more. A gap
+    beyond it of up to 1e-12 of the size of f and its slopes is NOISY_REFERENCE, since
+    both derivatives may have cancelled.
 
     A complex step silently loses what passes through ``abs``, ``conj``, ``.real`` or a
     cast, and so would agree with a gradient that misses the same term. Hence the

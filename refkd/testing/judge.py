@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -48,7 +49,8 @@ def judge(problem: Problem, settings: Settings) -> GradReport:
     examination = examine(problem, joint)
     if examination.complaint is not None:
         return _stopped(examination.complaint, settings, examination.notes)
-    with _silenced() as printed, np.errstate(all="ignore"):
+    problem.lenient = True
+    with _silenced() as printed, _quiet():
         report, kinked = _compared(problem, settings, joint, examination)
         if kinked:
             report = _nearby(problem, settings, report)
@@ -58,11 +60,11 @@ def judge(problem: Problem, settings: Settings) -> GradReport:
     if printed():
         notes.append("f or grad prints; it was silenced after the first calls")
     habit = examination.habit
-    if habit is not None and report.verdict is Verdict.WRONG_GRADIENT:
+    if habit is not None and not report.ok:
         notes.append(habit.message)
     elif habit is not None:
-        right = "; the values of the gradient are right" if report.ok else ""
-        report = replace(report, verdict=habit.verdict, message=habit.message + right)
+        message = f"{habit.message}; the values of the gradient are right"
+        report = replace(report, verdict=habit.verdict, message=message)
     return replace(report, notes=tuple(notes))
 
 
@@ -137,6 +139,14 @@ def _nearby(problem: Problem, settings: Settings, report: GradReport) -> GradRep
         return report
     note = f"found at a point {_NEARBY:g} of the parameters' size away, where f has no kink"
     return replace(again, notes=(*again.notes, note))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing warn at points that the reader never gave."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

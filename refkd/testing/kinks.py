@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.testing.derivatives import moved
-from refkd.testing.directions import RandomDirection, slope
+from refkd.testing.directions import Direction, RandomDirection, slope
 from refkd.testing.problem import Problem
 from refkd.testing.references import Reference
 
@@ -16,7 +16,7 @@ __all__ = ["FarSlopes", "far_from_slopes"]
 
 _POINTS = 16
 _STEP = 1e-5  # of the parameter's size
-_SMOOTH = 0.05  # what slopes may change over that step, as a part of their terms
+_SMOOTH = 1e-3  # what slopes may change over that step, as a part of their terms
 
 
 class FarSlopes(NamedTuple):
@@ -64,14 +64,17 @@ def far_from_slopes(
     hull of the gradients at points nearby (Clarke: Optimization and Nonsmooth Analysis
     (1983), theorem 2.5.1), so along any direction the gradient must lie within the
     range of theirs. The direction taken is that of all entries together, along which a
-    maximum has no kink. Of the range 16 random points show a part; the gradient may be
-    as far beyond it as it is wide, which admits what is one of very many combinations.
+    maximum has no kink. Of the range 16 random points show a part, and the two where all
+    entries have moved up or down, where all units that were at zero are on or off; the
+    gradient may be as far beyond it as it is wide.
     """
     direction = {name: np.ones(gradient.shape)}
     analytic = slope({name: gradient}, direction)
     estimates, uncertain = [], gradient.size * error_bar
-    for k in range(_POINTS):
-        away = RandomDirection(problem.point, [name], seed + k)
+    size = float(np.max(np.abs(problem.point[name]), initial=0)) or 1.0
+    sides: list[Direction] = [{name: np.full(gradient.shape, sign * size)} for sign in (1, -1)]
+    sides += [RandomDirection(problem.point, [name], seed + k) for k in range(_POINTS)]
+    for away in sides:
         there = problem.at(moved(problem.point, away, _STEP))
         nearby = reference.at(there)
         estimate = nearby.along(direction)

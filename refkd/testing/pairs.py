@@ -93,7 +93,8 @@ class PairResult:
     worst : float
         Largest scaled error of any case; infinite where a case compared nothing.
     verdict : str
-        ``"PASS"``, the verdict of the first case that does not pass, or ``"NO_CASE"``.
+        The verdict of the first case that is not accepted; else ``"KINK"`` where there is
+        one, and ``"PASS"``; ``"NO_CASE"`` where there is nothing to check.
     message : str
         The failing case and what is wrong; empty where all pass.
     reports : tuple of (str, GradReport)
@@ -112,7 +113,7 @@ class PairResult:
     @property
     def ok(self) -> bool:
         """Whether there are cases and all pass."""
-        return self.verdict == Verdict.PASS
+        return self.verdict in (Verdict.PASS, Verdict.KINK)
 
 
 @functools.cache
@@ -246,7 +247,7 @@ def _check_cases(name: str, seed: int, tolerance: float) -> PairResult:
         sum(report.entries for _, report in reports),
         worst.method,
         _scaled_error(worst),
-        str(failed[0][1].verdict) if failed else str(Verdict.PASS),
+        str(failed[0][1].verdict if failed else min(r.verdict for _, r in reports)),
         f"{failed[0][0]}: {failed[0][1].message}" if failed else "",
         reports,
     )

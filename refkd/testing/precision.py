@@ -51,10 +51,12 @@ def judge_as_given(problem: Problem, report: GradReport) -> GradReport:
             continue
         index = tuple(int(i) for i in np.unravel_index(flat, given.shape))
         numeric = float(exact[name][index])
-        bar = max(allowed, 4 * _scatter(problem, name, flat, float(gap[index])))
+        scatter = 4 * _scatter(problem, name, flat, float(gap[index]))
         size, slope = _sizes(problem, name)
         relative = max(_ROUNDINGS * eps, 4 * _value_error(problem))
-        bar = max(bar, relative * slope, float(np.finfo(given.dtype).tiny))
+        smallest = float(np.finfo(given.dtype).tiny)
+        # A wrong formula may scatter too: beyond a thousand roundings it is not passed.
+        bar = max(allowed, min(scatter, 1e3 * eps * size), relative * slope, smallest)
         worst = Comparison(
             name, index, numeric + float(gap[index]), numeric, bar, largest / max(scale, 1e-300)
         )
@@ -62,7 +64,9 @@ def judge_as_given(problem: Problem, report: GradReport) -> GradReport:
         if largest <= bar:
             note = f"{where} is {worst.analytic:.6g} for {numeric:.6g}, as rounding has it"
             report = replace(report, notes=(*report.notes, note))
-        elif largest <= 64 * eps * size or not _wrong_elsewhere(problem, name, report.tolerance):
+        elif largest <= max(64 * eps * size, scatter) or not _wrong_elsewhere(
+            problem, name, report.tolerance
+        ):
             message = (
                 f"{where} is {worst.analytic:.6g}, in float64 {numeric:.6g}: rounding of numbers "
                 f"as large as f, or beside a kink, may explain it, or it is wrong"

@@ -10,6 +10,7 @@ arguments is remembered.
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,10 +47,15 @@ class Problem:
         All leaves of ``params`` by path.
     given : dict of str to array
         The float32 and float64 leaves of ``params`` by path, as they are.
+    dtypes : dict of str to str
+        Of the leaves, as given.
     point : dict of str to float64 array
         The same in float64; nothing is copied that is float64 and contiguous already.
     writes : str
         Which function wrote into which argument ("f writes into x"), or empty.
+    lenient : bool
+        Whether an exception of a function of real arrays counts as NaN: at points that
+        the reader never gave, a value may be out of the function's domain.
     replayed : bool
         Whether the global random generators are reset before every call.
 
@@ -85,6 +91,8 @@ class Problem:
         if not self.given:
             raise ConfigError(f"{where}: nothing to differentiate; {_hint(leaves)}")
         self.point = {name: _float64(x) for name, x in self.given.items()}
+        self.dtypes = {name: x.dtype.name for name, x in self.given.items()}
+        self.lenient = False
         self._constants = {p: x for p, x in leaves.items() if p not in self.given}
         self._generators = [
             path
@@ -119,7 +127,12 @@ class Problem:
 
     def f(self, leaves: Leaves) -> Any:
         """Return f at ``leaves``, which it may write into."""
-        return self._call(self._f, leaves)
+        try:
+            return self._call(self._f, leaves)
+        except Exception:
+            if not self.lenient or any(np.iscomplexobj(x) for x in leaves.values()):
+                raise
+            return math.nan
 
     def grad(self, leaves: Leaves) -> Any:
         """Return what grad returns at copies of ``leaves``."""
@@ -127,7 +140,12 @@ class Problem:
 
     def gradients(self, leaves: Leaves) -> dict[str, NDArray[Any]]:
         """Return grad at copies of ``leaves`` as a flat dict, in the order of the parameters."""
-        return self.flat(self.grad(leaves))
+        try:
+            return self.flat(self.grad(leaves))
+        except Exception:
+            if not self.lenient:
+                raise
+            return {name: np.full(x.shape, math.nan) for name, x in leaves.items()}
 
     def flat(self, gradients: Any) -> dict[str, NDArray[Any]]:
         """Return what grad returned as a flat dict, in the order of the parameters."""

@@ -14,7 +14,7 @@ from refkd.testing.derivatives import STEP, Function, complex_entries, complex_s
 from refkd.testing.differences import Estimate, Noise, central, measure_noise, ridders
 from refkd.testing.directions import Direction, Point, RandomDirection, unit
 from refkd.testing.problem import Problem
-from refkd.testing.rounding import Rounding
+from refkd.testing.rounding import UNDERFLOW, Rounding
 
 __all__ = [
     "ComplexStep",
@@ -26,11 +26,8 @@ __all__ = [
 ]
 
 _EPS = float(np.finfo(np.float64).eps)
-_JITTERS = 3
-# Smaller slopes lose digits once multiplied by the step.
-_UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
 # A complex step and a central difference that differ by less are not looked at again.
-_AGREES = 1e-4
+_AGREES = 1e-6
 _ROUNDED = 1e-9  # relative, of a complex step
 _KINK_WITHIN = 1e-3  # of the size of the parameters, where a kink may hide beneath the noise
 _WIDE_ENTRIES = 2000  # products of longdouble matrices are slow
@@ -72,8 +69,8 @@ class Reference(Protocol):
     def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
         """Return the measured uncertainty of ``analytic − estimate.value``."""
 
-    def negligible(self, direction: Direction) -> float:
-        """Return the size of a derivative that f can hardly feel."""
+    def size(self, direction: Direction) -> float:
+        """Return the size of f and of its slopes along ``direction``."""
 
     def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
         """Return the estimate with the kink it may have; UnsuitableError if it cannot be true."""
@@ -105,7 +102,7 @@ class ComplexStep:
         ----------
         direction : mapping of float64 arrays
         quick : bool
-            Take two values of f where they agree to 1e-4, and only otherwise some thirty.
+            Take two values of f where they agree to 1e-6, and only otherwise some thirty.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("error", ComplexWarning)
@@ -117,9 +114,17 @@ class ComplexStep:
                 ) from error
         if quick:
             f, point = self._problem.f, self._problem.point
-            if abs(central(f, point, direction) - numeric.value) <= _AGREES * abs(numeric.value):
+            real = central(f, point, direction)
+            if abs(real.value - numeric.value) <= real.error_bar + _AGREES * abs(numeric.value):
                 return numeric
-        return self.confirm(direction, numeric, numeric.value)
+        found = self.confirm(direction, numeric, numeric.value)
+        if math.isfinite(found.error_bar):
+            return found
+        # A step as large as the largest entry may leave the domain of the smallest.
+        signs = {name: np.sign(direction[name]) for name in direction}
+        own = {name: sign * np.abs(self._problem.point[name]) for name, sign in signs.items()}
+        self.confirm(own, self.along(own), 0.0)
+        return found._replace(error_bar=numeric.error_bar)
 
     def along(self, direction: Direction) -> Estimate:
         """Return the complex step along ``direction``; its bar is one rounding, not measured."""
@@ -142,21 +147,17 @@ class ComplexStep:
         return Entries(values, _EPS * np.abs(values), np.zeros(values.shape))
 
     def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
-        """Four times the change of both derivatives at points one rounding away.
-
-        At least 64 roundings of the size of f and of its slopes: where 1 + 1e-20 is
-        rounded to 1, as in a saturated softmax, the error is the same at all points nearby.
-        """
-        f, largest = self._problem.f, self._rounding.least(direction)
+        """Four times the change of both derivatives at points one rounding away."""
+        f, largest = self._problem.f, UNDERFLOW
         for k, (nearby, there) in enumerate(self._rounding.nearby(direction)):
             # A step that is no power of two apart rounds the imaginary part otherwise.
             numeric = complex_step(f, nearby, direction, step=STEP / (2 * k + 3))
             largest = max(largest, abs(numeric - estimate.value) + abs(there - analytic))
         return 4 * largest
 
-    def negligible(self, direction: Direction) -> float:
-        """1e-12 of the size of f and of its slopes, and what underflows in the step."""
-        return self._rounding.negligible(direction)
+    def size(self, direction: Direction) -> float:
+        """Return the size of f and of its slopes along ``direction``, here and far away."""
+        return self._rounding.size(direction)
 
     def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
         """Compare with real differences along ``direction``; return these where f has a kink.
@@ -172,7 +173,7 @@ class ComplexStep:
             numeric = complex_step(self._problem.f, nearby, direction)
             there = self._differences(nearby, direction, needed)
         gap = abs(there.value - numeric) - there.error_bar
-        refuted = gap > _ROUNDED * abs(numeric) and gap > self._rounding.negligible(direction)
+        refuted = gap > _ROUNDED * abs(numeric) and gap > 1e-12 * self._rounding.size(direction)
         nearer = abs(there.value - analytic) < abs(there.value - numeric)
         if refuted or (gap > 0 and nearer and not real.jump):
             place = next(iter(direction)) if len(direction) == 1 else "a random direction"
@@ -183,7 +184,7 @@ class ComplexStep:
             )
         # What real differences cannot resolve they cannot confirm.
         sizes = abs(there.value), abs(real.jump), abs(analytic)
-        unresolved = there.error_bar > 0.1 * max(sizes)
+        unresolved = not there.error_bar <= 0.1 * max(sizes)
         # The complex step was verified to _ROUNDED only: real differences must exclude the rest.
         if not real.jump and abs(numeric - analytic) <= _ROUNDED * abs(numeric):
             unresolved |= abs(there.value - analytic) <= there.error_bar
@@ -256,14 +257,14 @@ class Differences:
 
     def error_bar(self, direction: Direction, analytic: float, estimate: Estimate) -> float:
         """The bar that the estimate came with, and four times the gradient's own rounding."""
-        largest = self._rounding.least(direction)
+        largest = 0.0
         for _, there in self._rounding.nearby(direction):
             largest = max(largest, abs(there - analytic))
         return estimate.error_bar + 4 * largest
 
-    def negligible(self, direction: Direction) -> float:
-        """1e-12 of the size of f and of its slopes."""
-        return self._rounding.negligible(direction)
+    def size(self, direction: Direction) -> float:
+        """Return the size of f and of its slopes along ``direction``, here and far away."""
+        return self._rounding.size(direction)
 
     def confirm(self, direction: Direction, estimate: Estimate, analytic: float) -> Estimate:
         """Take it again with all the noise there may be, and allow for a kink beneath it.

@@ -107,8 +107,8 @@ class ParameterReport:
         As given: ``"float64"`` or ``"float32"``.
     verdict : Verdict
     worst : Comparison or None
-        None where nothing was compared: a parameter without entries, or a check that
-        stopped before.
+        None where the parameter was not compared by itself: one without entries, or one
+        of those that passed together along one direction.
     wrong : int or None
         Number of entries found wrong; None where not every entry was compared.
     errors : array of float64, or None
@@ -151,7 +151,7 @@ class GradReport:
     mode : {"full", "directional"}
         Every entry by itself, or random directions.
     tolerance : float
-        The scaled error allowed.
+        The scaled error allowed; along a direction a hundredth of it.
     calls : int
         Calls of the function and of its gradient together.
     """
@@ -212,6 +212,9 @@ class GradReport:
             raise GradCheckError(str(self))
         return self
 
+    def _limit(self, comparison: Comparison) -> float:
+        return self.tolerance / 100 if comparison.index is None else self.tolerance
+
     def __str__(self) -> str:
         """A few lines for people: verdict, place, both values, error bar, explanation."""
         lines = [f"{self.verdict}: {self.message}" if self.message else str(self.verdict)]
@@ -222,7 +225,7 @@ class GradReport:
             lines.append(
                 f"worst: {w.place}: analytic {w.analytic:.17g}, numeric {w.numeric:.17g} "
                 f"± {w.error_bar:.1e}, scaled error {w.scaled_error:.1e} "
-                f"(tolerance {self.tolerance:.1e}), {w.ulps:.3g} ulps"
+                f"(tolerance {self._limit(w):.1e}), {w.ulps:.3g} ulps"
             )
         lines += [f"note: {note}" for note in self.notes]
         lines.append(

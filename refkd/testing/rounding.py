@@ -14,12 +14,13 @@ from refkd.testing.differences import Noise, measure_noise
 from refkd.testing.directions import Direction, Point, RandomDirection, slope
 from refkd.testing.problem import Leaves, Problem
 
-__all__ = ["Rounding", "far_away"]
+__all__ = ["UNDERFLOW", "Rounding", "far_away"]
 
 _EPS = float(np.finfo(np.float64).eps)
 _JITTERS = 3
-# Smaller slopes lose digits once multiplied by the step.
-_UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
+_GROWTH = 1e3  # that f may show far away
+UNDERFLOW = float(np.finfo(np.float64).tiny) / STEP
+"""Slopes that are smaller lose digits in a complex step."""
 
 
 class Rounding:
@@ -40,14 +41,6 @@ class Rounding:
         for k in range(_JITTERS):
             there = one_ulp_away(self._problem.point, np.random.default_rng(k))
             yield there, slope(self._problem.gradients(there), direction).value
-
-    def least(self, direction: Direction) -> float:
-        """Return 16 roundings of the size of f and its slopes, and what underflows in a step."""
-        return 16 * _EPS * self._size(direction) + _UNDERFLOW
-
-    def negligible(self, direction: Direction) -> float:
-        """Return the size of a slope that f can hardly feel."""
-        return 1e-12 * self._size(direction) + 4 * _UNDERFLOW
 
     def noise(self, direction: Direction) -> Noise | None:
         """Return the noise that f has elsewhere, if that is far more than rounding.
@@ -71,7 +64,8 @@ class Rounding:
                 found.append(max(noise.fine, noise.coarse) / noise.size)
         return max(found)
 
-    def _size(self, direction: Direction) -> float:
+    def size(self, direction: Direction) -> float:
+        """Return the size of f and of its slopes along ``direction``, here and far away."""
         return max(
             float(np.max(np.abs(u), initial=0)) * max(self._magnitudes[name], self._magnitudes[""])
             for name, u in direction.items()
@@ -80,13 +74,17 @@ class Rounding:
     @functools.cached_property
     def _magnitudes(self) -> dict[str, float]:
         # The largest finite |f|, under "", and |gradient| of each parameter, here and at
-        # points as far away as x is large: f may cancel here, or be flat.
+        # points as far away as x is large: f may cancel here, or be flat. But of a function
+        # that grows as fast as exp(x) what it is far away says nothing.
         problem = self._problem
-        found = {"": abs(self._value), **_largest(problem.gradients(problem.point))}
+        here = {"": abs(self._value), **_largest(problem.gradients(problem.point))}
+        inputs = max(float(np.max(np.abs(x), initial=0)) for x in problem.point.values())
+        most = _GROWTH * max(*here.values(), inputs)
+        found = dict(here)
         for far in far_away(problem.point):
             sizes = {**_largest(problem.gradients(far)), "": abs(float(problem.f(far)))}
             for name, size in sizes.items():
-                found[name] = max(found[name], size if math.isfinite(size) else 0.0)
+                found[name] = max(found[name], min(size, most) if math.isfinite(size) else 0.0)
         return found
 
 

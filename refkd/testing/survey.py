@@ -44,7 +44,7 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
     comparer = Comparer(problem.gradients(problem.point), reference, *limits)
     findings: list[Finding] = []
     numeric: dict[str, NDArray[np.float64]] = {}
-    parameters, notes = [], []
+    parameters, notes, unfit = [], [], []
     for name, x in problem.point.items():
         if x.size == 0:
             parameters.append(_parameter(problem, name, Verdict.PASS, None, 0, np.zeros(x.shape)))
@@ -61,10 +61,15 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
             far = far_from_slopes(problem, reference, name, gradient, bar, seed)
             if far is not None:
                 notes.append(_far_note(name, far))
+                unfit.append(name)
             verdict = Verdict.KINK if far is None else Verdict.WRONG_GRADIENT
             findings[-1] = every.finding._replace(verdict=verdict)
         parameters.append(_parameter(problem, name, verdict, comparison, every.wrong, every.errors))
     report = _concluded(problem, reference, "full", limits.tolerance, findings, parameters, notes)
+    if unfit and report.worst is not None and report.worst.name in unfit:
+        return replace(
+            report, message=f"at a kink the gradient of {report.worst.name} fits no slope"
+        )
     if report.verdict is not Verdict.WRONG_GRADIENT or report.worst is None:
         return report
     name = report.worst.name
@@ -171,8 +176,8 @@ def _parameter(
     wrong: int | None = None,
     errors: NDArray[np.float64] | None = None,
 ) -> ParameterReport:
-    given = problem.given[name]
-    return ParameterReport(name, given.shape, given.dtype.name, verdict, worst, wrong, errors)
+    shape, dtype = problem.point[name].shape, problem.dtypes[name]
+    return ParameterReport(name, shape, dtype, verdict, worst, wrong, errors)
 
 
 def _far_note(name: str, far: FarSlopes) -> str:

@@ -101,7 +101,11 @@ class Runner:
         """Start random numbers from the seed and record gradients; leave both as they were."""
         torch = self._torch
         cuda = [device.index for device in set(self._devices.values()) if device.type == "cuda"]
-        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             torch.default_generator.manual_seed(self._seed)
             for index in cuda:
                 torch.cuda.default_generators[index].manual_seed(self._seed)

@@ -1,7 +1,7 @@
 """Floating arrays that numerical code gets wrong: by their values, layout or byte order.
 
 Logits and labels are in :mod:`refkd.testing.strategies.batches`, shapes of convolutions
-and attention in :mod:`refkd.testing.strategies.shapes`.
+and attention in the modules beside it.
 """
 
 from __future__ import annotations

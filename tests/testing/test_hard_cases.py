@@ -1,0 +1,169 @@
+"""Cases that a checker gets wrong unless it was made for them, in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refkd.testing import Verdict, check_grad
+
+
+def relu(x: Any) -> Any:
+    return np.where(x.real > 0, x, 0)
+
+
+@pytest.mark.parametrize("method", ["auto", "ridders"])
+def test_a_function_that_grows_fast_hides_no_error(method: str) -> None:
+    for point, factor in (([100.0, 101.0], -3.0), ([20.0, 30.0], 2.0), ([20.0, 30.0], 1.001)):
+        x = np.array(point)
+        report = check_grad(
+            lambda x: np.exp(x).sum(),
+            {"x": x},
+            lambda x, by=factor: {"x": by * np.exp(x)},
+            method=method,
+        )
+        assert report.verdict is Verdict.WRONG_GRADIENT, str(report)
+        assert check_grad(
+            lambda x: np.exp(x).sum(), {"x": x}, lambda x: {"x": np.exp(x)}, method=method
+        ).ok
+
+
+def test_a_large_constant_lets_no_wrong_gradient_pass() -> None:
+    report = check_grad(
+        lambda x: 1e6 + 1e-9 * x.sum(), {"x": np.ones(3)}, lambda x: {"x": np.full(3, 5e-9)}
+    )
+    assert not report.ok
+
+
+def test_what_passes_is_within_tolerance_or_error_bar_in_every_entry() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        x = rng.standard_normal(4) * 10.0 ** rng.uniform(-3, 2)
+        factor = 1 + 10.0 ** rng.uniform(-15, -2)
+        report = check_grad(
+            lambda x: np.sin(x).sum(), {"x": x}, lambda x, by=factor: {"x": by * np.cos(x)}
+        )
+        (parameter,) = report.parameters
+        assert parameter.errors is not None
+        assert not report.ok or parameter.errors.max() <= 1e-6
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1e-5])
+def test_a_forgotten_penalty_that_the_complex_step_does_not_see_is_found(weight: float) -> None:
+    rng = np.random.default_rng(0)
+    w, target = rng.standard_normal((2, 3000))
+    report = check_grad(
+        lambda w: ((w - target) ** 2).mean() + weight * np.abs(w).mean(),
+        {"w": w},
+        lambda w: {"w": 2 * (w - target) / w.size},
+    )
+    assert not report.ok, str(report)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01])
+@pytest.mark.parametrize("size", [1, 20, 100, 300])
+def test_any_number_of_units_at_zero_are_accepted(size: int, slope: float) -> None:
+    for seed in range(5):
+        report = check_grad(
+            lambda x: np.where(x.real > 0, x, slope * x).sum(),
+            {"x": np.zeros(size)},
+            lambda x: {"x": np.full(size, slope)},
+            rng=seed,
+        )
+        assert report.verdict is Verdict.KINK, str(report)
+
+
+def test_a_layer_of_zeros_behind_a_relu_is_accepted() -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (8, 10))
+
+    def f(weight: Any, bias: Any) -> Any:
+        return relu(images @ weight.T + bias).mean()
+
+    zeros = {"weight": np.zeros((6, 10)), "bias": np.zeros(6)}
+    report = check_grad(f, zeros, lambda **p: {k: np.zeros_like(v) for k, v in p.items()})
+    assert report.verdict is Verdict.KINK, str(report)
+
+
+@pytest.mark.parametrize("method", ["auto", "longdouble", "ridders"])
+def test_a_modulus_at_zero_alone_is_a_kink(method: str) -> None:
+    for size in (1, 3):
+        params = {"x": np.zeros(size)}
+        report = check_grad(
+            lambda x: np.abs(x).sum(), params, lambda x: {"x": np.sign(x)}, method=method
+        )
+        assert report.verdict is Verdict.KINK, str(report)
+
+
+def test_a_function_that_refuses_points_outside_its_domain_is_checked_inside() -> None:
+    def entropy(p: Any) -> Any:
+        if not ((p.real > 0) & (p.real < 1)).all():
+            raise ValueError("probabilities must lie between 0 and 1")
+        return -(p * np.log(p)).sum()
+
+    def grad(p: Any, by: float = 1.0) -> dict[str, Any]:
+        entropy(p)
+        return {"p": -by * (np.log(p) + 1)}
+
+    for p in ([0.01, 0.5, 0.99], [0.3, 0.4, 0.3]):
+        params = {"p": np.array(p)}
+        assert check_grad(entropy, params, grad).ok
+        report = check_grad(entropy, params, lambda p: grad(p, 1.01))
+        assert report.verdict is Verdict.WRONG_GRADIENT, str(report)
+
+
+def test_a_penalty_unseen_where_the_domain_leaves_no_room_does_not_pass() -> None:
+    p = np.array([1e-9, 0.9, 0.1])
+    report = check_grad(
+        lambda p: (p * np.log(p)).sum() + 0.1 * np.abs(p).sum(),
+        {"p": p},
+        lambda p: {"p": np.log(p) + 1},
+    )
+    assert not report.ok, str(report)
+
+
+def test_nothing_warns_at_points_that_the_reader_never_gave() -> None:
+    # Warnings are errors in this suite.
+    report = check_grad(
+        lambda x: np.sqrt(x).sum(), {"x": np.array([1e-9, 1.0])}, lambda x: {"x": 0.5 / np.sqrt(x)}
+    )
+    assert report.verdict is not Verdict.WRONG_GRADIENT
+
+
+def test_an_error_of_the_float32_branch_that_varies_fast_does_not_pass() -> None:
+    def grad(x: Any) -> dict[str, Any]:
+        extra = np.sin(1e4 * x) if x.dtype == np.float32 else 0
+        return {"x": (np.exp(x) + extra).astype(x.dtype)}
+
+    for seed in range(10):
+        x = np.random.default_rng(seed).standard_normal(5).astype(np.float32)
+        assert not check_grad(lambda x: np.exp(x).sum(), {"x": x}, grad).ok
+
+
+def test_many_doubtful_entries_cost_no_more_than_a_few() -> None:
+    report = check_grad(
+        lambda x: 1e9 + (x * x).sum(),
+        {"x": np.random.default_rng(0).standard_normal(2000)},
+        lambda x: {"x": 2.0000001 * x},
+    )
+    assert report.calls < 20_000
+
+
+def test_a_second_call_that_returns_nothing_is_named() -> None:
+    values = iter([1.0, None])
+    report = check_grad(lambda x: next(values), {"x": np.ones(2)}, lambda x: {"x": x * 0})
+    assert report.verdict is Verdict.SHAPE_DTYPE
+    assert "at its second call f must return a real scalar, got NoneType" in report.message
+
+
+def test_gradients_that_overlap_behind_another_one_are_aliased() -> None:
+    buffer = np.ones(8)
+
+    def grad(a: Any, b: Any, c: Any) -> dict[str, Any]:
+        fresh = buffer.copy()
+        return {"a": fresh[::2], "b": fresh[1:2], "c": fresh[4:5]}
+
+    params = {"a": np.ones(4), "b": np.ones(1), "c": np.ones(1)}
+    report = check_grad(lambda a, b, c: a.sum() + b.sum() + c.sum(), params, grad)
+    assert report.verdict is Verdict.ALIASED

@@ -152,18 +152,21 @@ class Comparer:
 
     def _bisect(self, name: str, u: Floats, gap: float) -> Finding:
         """Halve the direction and follow the half that is off by more, down to an entry."""
-        terms, direction = (self.gradients[name] * u).ravel(), u.ravel()
+        gradient, direction = self.gradients[name].ravel(), u.ravel()
+        part = np.zeros(direction.size)
         begin, end = 0, direction.size
         while end - begin > 1:
             middle = (begin + end) // 2
-            part = np.zeros(direction.size)
-            part[begin:middle] = direction[begin:middle]
+            half = slice(begin, middle)
+            part[half] = direction[half]
             numeric = self.reference.along({name: part.reshape(u.shape)}).value
-            left = float(np.sum(terms[begin:middle])) - numeric
+            part[half] = 0
+            left = float(np.sum(gradient[half] * direction[half])) - numeric
             right = gap - left
             begin, end, gap = (
                 (begin, middle, left) if abs(left) >= abs(right) else (middle, end, right)
             )
+        del part
         estimate = self.reference.along(self.one(name, begin))
         scale = abs(estimate.value) or abs(float(self.gradients[name].flat[begin]))
         return self.entry(name, begin, estimate, max(_TINY, scale))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.testing.directions import Direction, Point, RandomDirection, scaled
+from refkd.testing.directions import Direction, Point, RandomDirection, fill, scaled
 
 __all__ = [
     "STEP",
@@ -100,9 +100,12 @@ def _complex(point: Point, direction: Direction, step: float) -> dict[str, NDArr
     # All parameters are complex, so that no dtype depends on the direction.
     there = {}
     for name, x in point.items():
-        there[name] = z = np.empty_like(x, dtype=np.complex128)
+        there[name] = z = np.empty(x.shape, dtype=np.complex128)
         z.real[...] = x
-        z.imag[...] = scaled(direction, name, step) if name in direction else 0
+        if name in direction:
+            fill(z.reshape(-1).imag, direction, name, step)
+        else:
+            z.imag[...] = 0
     return there
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Direction", "Point", "RandomDirection", "Slope", "scaled", "slope", "unit"]
+__all__ = ["Direction", "Point", "RandomDirection", "Slope", "fill", "scaled", "slope", "unit"]
 
 Point = Mapping[str, NDArray[np.float64]]
 Direction = Mapping[str, NDArray[np.float64]]
@@ -62,6 +62,14 @@ class RandomDirection(Mapping[str, NDArray[np.float64]]):
         shape = self._shapes[name]
         return np.outer(rows * t, columns).ravel()[: math.prod(shape)].reshape(shape)
 
+    def fill(self, out: NDArray[np.float64], name: str, t: float) -> None:
+        """Write ``t`` times the part of ``name`` into a flat array, a few rows at a time."""
+        rows, columns = self._factors[name]
+        for first in range(0, rows.size, _BLOCK):
+            block = np.outer(rows[first : first + _BLOCK] * t, columns).ravel()
+            part = out[first * columns.size :][: block.size]
+            part[...] = block[: part.size]
+
     def slope(self, name: str, gradient: NDArray[Any]) -> Slope:
         """Return Σ g u and Σ |g u| over the part of ``name``: aᵀ G b and |a|ᵀ |G| |b|."""
         rows, columns = self._factors[name]
@@ -102,6 +110,14 @@ def scaled(direction: Direction, name: str, t: Any) -> NDArray[Any]:
     if isinstance(direction, RandomDirection):
         return direction.scaled(name, t)
     return np.asarray(direction[name] * t)
+
+
+def fill(out: NDArray[np.float64], direction: Direction, name: str, t: float) -> None:
+    """Write ``t`` times the part of ``name`` into a flat array; no other one is made."""
+    if isinstance(direction, RandomDirection):
+        direction.fill(out, name, t)
+    else:
+        np.multiply(direction[name].ravel(), t, out=out)
 
 
 def unit(shape: tuple[int, ...], flat: int) -> NDArray[np.float64]:

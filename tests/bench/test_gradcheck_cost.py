@@ -25,8 +25,13 @@ def test_the_cost_counts_parameters_calls_and_memory() -> None:
     assert cost.mode == "directional"
     assert cost.calls >= 3
     assert cost.passes == pytest.approx(cost.seconds / cost.pass_seconds)
-    # At least the complex parameters that a complex step needs.
-    assert cost.memory_ratio > 1
+
+
+def test_a_large_model_is_checked_in_three_times_its_parameters() -> None:
+    # The complex parameters are two of the three.
+    cost = measure((300, 700, 10), rounds=1, batch=4)
+    assert cost.parameters > 200_000
+    assert 1 < cost.memory_ratio <= 3.0
 
 
 def test_memory_is_counted_while_it_is_held() -> None:
@@ -48,7 +53,7 @@ def test_a_missed_target_is_exit_code_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(gradcheck, "measure", lambda widths, rounds: cost(**change))
+    monkeypatch.setattr(gradcheck, "measure", lambda widths, rounds, batch=0: cost(**change))
     assert main(["gradcheck"]) == code
     assert "target at most 6.0" in capsys.readouterr().out
 
@@ -56,6 +61,6 @@ def test_a_missed_target_is_exit_code_one(
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     main(["gradcheck", "--rounds", "1", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    assert [row["ok"] for row in printed["rows"]] == [True, True]
+    assert [row["ok"] for row in printed["rows"]] == [True, True, True]
     assert printed["rows"][0]["mode"] == "full"
     assert printed["environment"]["numpy"] == np.__version__

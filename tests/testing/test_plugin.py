@@ -362,3 +362,20 @@ def test_the_entry_point_is_the_plugin() -> None:
         pytest.skip("an installed refkd has no pyproject.toml")
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {"refkd": "refkd.testing.plugin"}
+
+
+def test_a_project_s_own_fixture_of_that_name_is_not_marked(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def check_grad():
+            return 1
+
+        def test_of_its_own(check_grad):
+            assert check_grad == 1
+        """
+    )
+    result = pytester.runpytest("-m", "gradcheck")
+    result.assert_outcomes(deselected=1)

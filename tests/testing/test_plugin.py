@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+# Each run inside a test forgets the modules it loaded, and NumPy cannot be loaded twice.
+import numpy  # noqa: F401
 import pytest
 
 import refkd

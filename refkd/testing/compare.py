@@ -20,6 +20,8 @@ __all__ = ["Comparer", "Finding", "gravest"]
 _TINY = 1e-300
 _EPS = float(np.finfo(np.float64).eps)
 _DOUBTFUL = 1e-12  # of the size of f and its slopes: a slope that f can hardly feel
+_ZERO = 1e-11  # of the same: a slope that is zero, if its error bar covers it
+_TRUNCATED = 1e-57  # h² of the complex step
 _ROUNDED = 1e-6  # of the gradient, that 64 roundings of the size of f may pass for
 _COARSEST = 1e-2  # of the gradient, an error bar with which it may still pass
 _NOISY = 32  # entries of which nothing could be shown: enough to say so
@@ -193,7 +195,8 @@ class Comparer:
             bar = max(bar, min(64 * _EPS * size, _ROUNDED * scale))
             fine = max(self.precision * scale, min(_DOUBTFUL * size, _COARSEST * scale))
             resolved = gap <= max(bar, allowed) and bar <= fine
-            vanishes = max(abs(analytic), abs(estimate.value)) <= 4 * _EPS * size
+            largest = max(abs(analytic), abs(estimate.value))
+            vanishes = largest <= max(min(bar, _ZERO * size), 4 * _EPS * size, _TRUNCATED)
         if within or resolved or vanishes:
             verdict = Verdict.KINK if estimate.jump else Verdict.PASS
         elif not math.isfinite(gap):

@@ -94,7 +94,7 @@ def gradient_complaint(
             return Complaint(
                 Verdict.SHAPE_DTYPE,
                 f"the gradient of {name} must be {x.dtype} of shape {x.shape} like the "
-                f"parameter, got {dtype} of shape {shape}",
+                f"parameter, got {dtype} of shape {shape}{_remedy(dtype, x.dtype)}",
                 name,
                 _explain_shape(shape, x.shape),
             )
@@ -127,6 +127,11 @@ def _explain_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if extra == 0 and all(g in (1, e) for g, e in zip(got, expected, strict=True)):
         return "a sum with keepdims over an axis that the parameter has"
     return ""
+
+
+def _remedy(got: Any, expected: np.dtype[Any]) -> str:
+    floats = {np.dtype(np.float32), np.dtype(np.float64)}
+    return f"; write .astype({expected})" if got in floats and got != expected else ""
 
 
 def _said(found: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from refkd.testing.derivatives import moved
 from refkd.testing.directions import Direction, Slope, slope
 from refkd.testing.problem import Problem
 from refkd.testing.report import Verdict
+from refkd.testing.structure import flatten
 
 __all__ = ["Examination", "examine"]
 
@@ -79,18 +80,20 @@ def examine(problem: Problem, direction: Direction) -> Examination:
     complaint = value_complaint(value)
     if complaint is not None:
         return Examination(complaint)
-    habit, gradients = None, {}
+    habit, gradients, unchecked = None, {}, []
     for leaves in (problem.given,) if problem.plain else (problem.given, problem.point):
         returned, arguments = problem.watched("grad", leaves)
         complaint = gradient_complaint(returned, leaves, problem)
         if complaint is not None:
             return Examination(complaint)
         gradients = problem.flat(returned)
+        unchecked = [n for n, g in flatten(returned, problem.leaves).items() if g is not None]
+        unchecked = [name for name in unchecked if name not in problem.given]
         before = [(f"the argument {name}", x) for name, x in arguments.items()]
         habit = habit or _shared(before, gradients)
         del returned, arguments, before
     if problem.writes:
-        message = f"{problem.writes}; its caller's arrays change under its hands: work on copies"
+        message = f"{problem.writes}, in place: let it work on a copy"
         habit = Complaint(Verdict.MUTATED_INPUT, message)
     if not problem.plain:
         value = problem.f(_copies(problem))
@@ -101,8 +104,13 @@ def examine(problem: Problem, direction: Direction) -> Examination:
     if complaint is not None:
         return Examination(complaint)
     first, complaint, recycled = _second_gradient(problem, direction, first, owners)
-    notes = ("it draws random numbers; the same seed was replayed at every call",)
-    return Examination(complaint, habit or recycled, value, first, notes * problem.replayed)
+    notes = ["f or grad draws random numbers; the same seed was replayed at every call"]
+    notes = notes * problem.replayed + [
+        f"{name} is {_kind(problem.leaves[name])}, and so a constant: what grad returns for it was "
+        f"not checked"
+        for name in unchecked
+    ]
+    return Examination(complaint, habit or recycled, value, first, tuple(notes))
 
 
 def _second_value(problem: Problem, value: float) -> tuple[float, Complaint | None]:
@@ -198,6 +206,10 @@ def _recycled(
     return complaint if changed else None
 
 
+def _kind(leaf: Any) -> str:
+    return f"of dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"a Python {type(leaf).__name__}"
+
+
 def _copies(problem: Problem) -> dict[str, NDArray[Any]]:
     return moved(problem.point, {}, 0.0)
 
@@ -220,7 +232,7 @@ def _shared(
             if max(i, k) >= len(others) and np.shares_memory(a, b):
                 return Complaint(
                     Verdict.ALIASED,
-                    f"{second} shares memory with {first}: who changes one in place changes the "
+                    f"{second} shares memory with {first}: changing one in place changes the "
                     f"other; return copies",
                 )
         open_until.append((end, k))

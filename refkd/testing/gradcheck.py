@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from refkd.errors import ConfigError, check_choice, check_positive
-from refkd.testing.adapters import adapt
+from refkd.testing.adapters import Subject, adapt
 from refkd.testing.judge import Settings, judge
 from refkd.testing.problem import Problem
 from refkd.testing.references import widest_float
@@ -31,8 +31,8 @@ _MODES = ("auto", "full", "directional")
 
 
 def check_grad(
-    f: Callable[..., Any],
-    params: Mapping[str, Any],
+    f: Callable[..., Any] | Subject,
+    params: Mapping[str, Any] | None = None,
     grad: Callable[..., Mapping[str, Any]] | None = None,
     *,
     method: str = "auto",
@@ -47,7 +47,7 @@ def check_grad(
     f : callable
         ``f(**params)`` is a real scalar; for the complex step it takes complex arrays
         too and is then a complex scalar. For arrays as outputs see
-        :func:`refkd.testing.check_vjp`.
+        :func:`refkd.testing.check_vjp`. Or what an adapter returned, which is all three.
     params : mapping
         Names to arrays, or to dicts, tuples, lists, named tuples and dataclasses of
         arrays. float64 and float32 arrays are differentiated. Whatever else is there
@@ -116,11 +116,18 @@ def check_grad(
     >>> report.ok
     True
     """
+    if isinstance(f, Subject):
+        f, params, grad = f
+    if params is None:
+        raise ConfigError("check_grad: params is missing; expected a mapping such as {'x': x}")
     adapted = adapt(f, params, grad)
     if adapted is not None:
         f, params, grad = adapted
     if grad is None:
-        raise ConfigError("check_grad: grad is missing; only PyTorch has a gradient of its own")
+        raise ConfigError(
+            "check_grad: grad is missing (only PyTorch has a gradient of its own); pass a function "
+            "such as lambda x: {'x': ...}"
+        )
     return run(
         "check_grad", f, params, grad, method=method, mode=mode, rng=rng, tolerance=tolerance
     )

@@ -228,6 +228,9 @@ def _hint(leaves: Mapping[str, Any]) -> str:
     floats = [path for path, leaf in leaves.items() if isinstance(leaf, float)]
     if floats:
         return f"{floats[0]} is a Python float, and so a constant: write numpy.array({floats[0]})"
+    arrays = [f"{p} is {x.dtype}" for p, x in leaves.items() if isinstance(x, np.ndarray)]
+    if arrays:
+        return f"{', '.join(arrays)}, and so constant: write .astype(float)"
     names = ", ".join(leaves) or "the (empty) params"
     return f"expected a float64 or float32 array among {names}"
 

@@ -208,6 +208,7 @@ class GradReport:
         GradCheckError
             If the gradient is not accepted.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         if not self.ok:
             raise GradCheckError(str(self))
         return self

@@ -93,7 +93,9 @@ def far_away(point: Point) -> Iterator[dict[str, NDArray[np.float64]]]:
     for k in range(_JITTERS):
         rng = np.random.default_rng(k)
         yield {
-            name: np.asarray(x + np.max(np.abs(x), initial=0) * rng.standard_normal(x.shape))
+            name: np.asarray(
+                x + (np.max(np.abs(x), initial=0) or 1.0) * rng.standard_normal(x.shape)
+            )
             for name, x in point.items()
         }
 

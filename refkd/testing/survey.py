@@ -22,11 +22,11 @@ __all__ = ["Limits", "along_directions", "every_entry"]
 _SAMPLED = 16  # entries for a guess where not all are compared
 _MESSAGES = {
     Verdict.PASS: "",
-    Verdict.KINK: "f has a kink here, at {place}; the gradient lies between the one-sided slopes",
+    Verdict.KINK: "f has a kink here, at {place}; the gradient is a slope between those beside it",
     Verdict.WRONG_GRADIENT: "the gradient of {place} is not the derivative of f",
     Verdict.NOISY_REFERENCE: (
-        "at {place} nothing is shown: the gap, or the tolerance, lies within the numeric "
-        "derivative's error bar or near the rounding of f; a looser tolerance may decide"
+        "cannot tell at {place}: the numeric derivative's error bar, or the rounding of f, covers "
+        "the gap or exceeds the tolerance"
     ),
     Verdict.NONFINITE: "the numeric derivative at {place} is not finite",
 }
@@ -57,8 +57,7 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
         numeric[name] = every.numeric
         verdict, comparison, _ = every.finding
         if verdict is Verdict.KINK or (kink.jump and verdict is Verdict.PASS):
-            gradient, bar = comparer.gradients[name], comparison.error_bar
-            far = far_from_slopes(problem, reference, name, gradient, bar, seed)
+            far = far_from_slopes(problem, reference, name, comparer.gradients[name], seed)
             if far is not None:
                 notes.append(_far_note(name, far))
                 unfit.append(name)
@@ -71,6 +70,8 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
             report, message=f"at a kink the gradient of {report.worst.name} fits no slope"
         )
     if report.verdict is not Verdict.WRONG_GRADIENT or report.worst is None:
+        return report
+    if gravest(findings).estimate.jump:  # no factor explains a slope beside a kink
         return report
     name = report.worst.name
     guess = explain(comparer.gradients[name], numeric[name].ravel(), None, problem.leaves)
@@ -150,10 +151,16 @@ def _concluded(
     )
     if not findings:
         return report
-    verdict, worst, _ = gravest(findings)
+    verdict, worst, estimate = gravest(findings)
     message = _MESSAGES[verdict].format(place=worst.place)
     if verdict is Verdict.WRONG_GRADIENT:
         message += _extent(worst.name, parameters)
+    if estimate.jump:
+        left, right = estimate.slopes
+        message += (
+            f"; the slope is {left:.6g} on the left and {right:.6g} on the right, the gradient "
+            f"says {worst.analytic:.6g}"
+        )
     return replace(report, verdict=verdict, message=message, worst=worst)
 
 
@@ -163,7 +170,8 @@ def _extent(name: str, parameters: list[ParameterReport]) -> str:
     said = ""
     for p in wrong:
         if p.name == name and p.wrong is not None:
-            said = f"; {p.wrong} of its {int(np.prod(p.shape))} entries are wrong"
+            size = int(np.prod(p.shape))
+            said = f"; {p.wrong} of its {size} {'entry is' if size == 1 else 'entries are'} wrong"
     others = [p.name for p in wrong if p.name != name]
     return said + (f"; wrong as well: {', '.join(others)}" if others else "")
 

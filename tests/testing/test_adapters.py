@@ -546,3 +546,10 @@ def test_integers_of_numpy_beside_device_arrays_are_constants(cupy: Any) -> None
 def test_cupy_arrays_without_a_gradient_are_a_config_error(cupy: Any) -> None:
     with pytest.raises(ConfigError, match=r"grad is missing; x\[0\] is a CuPy array"):
         adapt(lambda x: x[0].sum(), {"x": (cupy.asarray(normal(2)),)}, None)
+
+
+def test_what_an_adapter_returned_is_all_that_check_grad_needs() -> None:
+    subject = from_value_and_grad(lambda x: ((x * x).sum(), 2 * x), np.ones(3))
+    assert check_grad(subject).ok
+    with pytest.raises(ConfigError, match="params is missing"):
+        check_grad(lambda x: x.sum())

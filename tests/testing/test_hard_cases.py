@@ -167,3 +167,67 @@ def test_gradients_that_overlap_behind_another_one_are_aliased() -> None:
     params = {"a": np.ones(4), "b": np.ones(1), "c": np.ones(1)}
     report = check_grad(lambda a, b, c: a.sum() + b.sum() + c.sum(), params, grad)
     assert report.verdict is Verdict.ALIASED
+
+
+@pytest.mark.parametrize("method", ["auto", "ridders"])
+def test_a_gradient_that_is_zero_for_a_whole_parameter_passes(method: str) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((6, 4)), rng.standard_normal((6, 5))
+
+    def f(weight: Any, bias: Any) -> Any:
+        # The mean that batch norm takes away makes the bias before it irrelevant.
+        h = x @ weight.T + bias
+        centred = h - h.mean(axis=0)
+        return (dy * centred * ((centred * centred).mean(axis=0) + 1e-5) ** -0.5).sum()
+
+    def grad(weight: Any, bias: Any) -> dict[str, Any]:
+        h = x @ weight.T + bias
+        centred = h - h.mean(axis=0)
+        rstd = ((centred * centred).mean(axis=0) + 1e-5) ** -0.5
+        y = centred * rstd
+        dh = rstd * (dy - dy.mean(axis=0) - y * (dy * y).mean(axis=0))
+        return {"weight": dh.T @ x, "bias": dh.sum(axis=0)}
+
+    params = {"weight": rng.standard_normal((5, 4)), "bias": rng.standard_normal(5)}
+    report = check_grad(f, params, grad, method=method)
+    assert report.verdict is Verdict.PASS, str(report)
+    wrong = check_grad(f, params, lambda **p: {**grad(**p), "bias": np.full(5, 1e-6)})
+    assert wrong.verdict is Verdict.WRONG_GRADIENT
+
+
+@pytest.mark.parametrize("power", [2, 3, 4, 5])
+def test_a_power_passes_at_zero(power: int) -> None:
+    for x in (np.zeros(3), np.array([0.0, -0.0, 1.0])):
+        report = check_grad(
+            lambda x: (x**power).sum(), {"x": x}, lambda x: {"x": power * x ** (power - 1)}
+        )
+        assert report.verdict is Verdict.PASS, str(report)
+
+
+def test_subnormal_numbers_pass() -> None:
+    x = np.array([-6e-309, 5e-324, 1e-310])
+    assert check_grad(lambda x: (x * x).sum(), {"x": x}, lambda x: {"x": 2 * x}).ok
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@pytest.mark.parametrize("maximum", [lambda x: x.max(), lambda x: x[np.argmax(x.real)]])
+def test_the_mask_of_all_tied_maxima_is_no_gradient(maximum: Any, size: int) -> None:
+    for seed in range(5):
+        report = check_grad(
+            maximum, {"x": np.ones(size)}, lambda x: {"x": 1.0 * (x == x.max())}, rng=seed
+        )
+        assert report.verdict is Verdict.WRONG_GRADIENT, str(report)
+        report = check_grad(
+            maximum, {"x": np.ones(size)}, lambda x: {"x": (x == x.max()) / x.size}, rng=seed
+        )
+        assert report.verdict is Verdict.KINK, str(report)
+
+
+def test_the_gradient_of_a_constant_is_noted_as_unchecked() -> None:
+    report = check_grad(
+        lambda x, scale: scale * x.sum(),
+        {"x": np.ones(3), "scale": 2.0},
+        lambda x, scale: {"x": np.full(3, scale), "scale": -1.0},
+    )
+    assert report.ok
+    assert any("scale is a Python float, and so a constant" in note for note in report.notes)

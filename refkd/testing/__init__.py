@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refkd.testing.adjoint import check_adjoint
     from refkd.testing.gradcheck import check_grad
-    from refkd.testing.products import check_adjoint, check_hvp, check_vjp
+    from refkd.testing.products import check_hvp, check_vjp
     from refkd.testing.report import (
         Comparison,
         GradCheckError,
@@ -32,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "check_grad": "gradcheck",
-    "check_adjoint": "products",
+    "check_adjoint": "adjoint",
     "check_hvp": "products",
     "check_vjp": "products",
 }

@@ -1,11 +1,15 @@
 """Is a gradient the derivative of its function? ``check_grad`` says, and where not, and why.
 
-Here is the call; its steps are in :mod:`refkd.testing.judge`. The function as the
-checker calls it is in :mod:`refkd.testing.problem`, the first calls in
-:mod:`refkd.testing.examine`, the numeric derivatives in
-:mod:`refkd.testing.derivatives`, their error bars in :mod:`refkd.testing.references`,
-the comparison in :mod:`refkd.testing.compare`, the guesses in
-:mod:`refkd.testing.explain`.
+Here is the call; the order of the examination is in :mod:`refkd.testing.judge`. The
+function as the checker calls it is in :mod:`~refkd.testing.problem`, the first calls in
+:mod:`~refkd.testing.examine` with what they can find wrong in
+:mod:`~refkd.testing.complaints`. Numeric derivatives are in
+:mod:`~refkd.testing.derivatives` and :mod:`~refkd.testing.differences`, how far each is
+to be believed in :mod:`~refkd.testing.references` and :mod:`~refkd.testing.rounding`. What
+is compared is in :mod:`~refkd.testing.survey`, one comparison in
+:mod:`~refkd.testing.compare`; kinks, the precision of the arrays as given and the
+guesses in :mod:`~refkd.testing.kinks`, :mod:`~refkd.testing.precision` and
+:mod:`~refkd.testing.explain`.
 """
 
 from __future__ import annotations

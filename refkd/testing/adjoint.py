@@ -135,7 +135,8 @@ def check_adjoint(
                 tolerance=tolerance,
                 calls=4,
             )
-    problem = Problem("check_adjoint", forward, adjoint, {"x": x})
+    names = ("forward", "adjoint")
+    problem = Problem("check_adjoint", forward, adjoint, {"x": x}, names)
     product = Product(
         lambda dy, x: {"x": adjoint(dy)}, problem, cotangents_like(outputs, cotangents)
     )
@@ -148,6 +149,7 @@ def check_adjoint(
         mode="auto",
         rng=rng,
         tolerance=tolerance,
+        names=names,
     )
     return product.judged(report, "adjoint writes into dy")
 

@@ -70,7 +70,7 @@ def gradient_complaint(
         example = ", ".join(f"{name!r}: d{name}" for name in list(given)[:2])
         return Complaint(
             Verdict.SHAPE_DTYPE,
-            f"grad must return a mapping of parameter names to arrays, such as "
+            f"{problem.names[1]} must return a mapping of parameter names to arrays, such as "
             f"{{{example}}}, got {type(returned).__name__}",
         )
     found = flatten(returned, problem.leaves)
@@ -79,7 +79,7 @@ def gradient_complaint(
     if unknown or missing:
         return Complaint(
             Verdict.SHAPE_DTYPE,
-            f"grad must return one array for each of {', '.join(sorted(given))}, "
+            f"{problem.names[1]} must return one array for each of {', '.join(sorted(given))}, "
             f"got {', '.join(_said(found)) or 'none'}"
             + "".join(suggest(name, missing) for name in unknown[:1]),
         )

@@ -147,6 +147,7 @@ def run(
     mode: str,
     rng: int | np.random.Generator,
     tolerance: float | None,
+    names: tuple[str, str] = ("f", "grad"),
 ) -> GradReport:
     """Check like :func:`check_grad`, on NumPy arrays, in the name of ``where``."""
     check_choice(where, "method", method, _METHODS)
@@ -155,7 +156,7 @@ def run(
         check_positive(where, "tolerance", tolerance)
     if method == "longdouble" and widest_float() is None:
         raise ConfigError(f"{where}: longdouble is no wider than float64 here; use 'ridders'")
-    problem = Problem(where, f, grad, params)
+    problem = Problem(where, f, grad, params, names)
     if mode == "auto":
         mode = "full" if problem.entries <= _FULL_ENTRIES else "directional"
     seed = int(np.random.default_rng(rng).integers(2**32))

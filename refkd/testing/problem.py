@@ -40,6 +40,8 @@ class Problem:
         Of the reader's keyword arguments.
     params : mapping
         As :func:`refkd.testing.check_grad` takes them.
+    names : tuple of str
+        What the reader calls f and grad.
 
     Attributes
     ----------
@@ -71,8 +73,10 @@ class Problem:
         f: Callable[..., Any],
         grad: Callable[..., Any],
         params: Mapping[str, Any],
+        names: tuple[str, str] = ("f", "grad"),
     ) -> None:
-        for name, function in (("f", f), ("grad", grad)):
+        self.names = names
+        for name, function in zip(names, (f, grad), strict=True):
             if not callable(function):
                 raise ConfigError(
                     f"{where}: {name} must be a function of the parameters, "
@@ -168,7 +172,8 @@ class Problem:
             result = self._call({"f": self._f, "grad": self._grad}[name], arguments)
         except Exception as error:
             shapes = ", ".join(f"{p}: {x.dtype} {x.shape}" for p, x in self.given.items())
-            error.add_note(f"raised by {name}(**params) at the given point, with {shapes}")
+            called = self.names[name == "grad"]
+            error.add_note(f"raised by {called}(**params) at the given point, with {shapes}")
             raise
         written = [p for p, x in arguments.items() if not np.array_equal(x, leaves[p])]
         for path, before in constants.items():
@@ -177,7 +182,7 @@ class Problem:
                 written.append(path)
                 now[...] = before
         if written and not self.writes:
-            self.writes = f"{name} writes into {', '.join(written)}"
+            self.writes = f"{self.names[name == 'grad']} writes into {', '.join(written)}"
         return result, arguments
 
     @contextmanager

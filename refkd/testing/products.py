@@ -84,7 +84,8 @@ def check_vjp(
     True
     """
     rng = cotangent_generator(rng)
-    problem = Problem("check_vjp", f, vjp, params)
+    names = ("f", "vjp")
+    problem = Problem("check_vjp", f, vjp, params, names)
     outputs, _ = problem.watched("f", problem.given)
     cotangents = representable_cotangents(outputs, rng)
     if not cotangents:
@@ -106,6 +107,7 @@ def check_vjp(
             mode=mode,
             rng=seed,
             tolerance=tolerance,
+            names=names,
         )
         return product.judged(report, "vjp writes into the cotangent")
 
@@ -168,12 +170,15 @@ def check_hvp(
     True
     """
     rng = cotangent_generator(rng)
-    problem = Problem("check_hvp", grad, hvp, params)
-    leaves = problem.leaves
-    returned, _ = problem.watched("f", problem.given)
-    complaint = gradient_complaint(returned, problem.given, problem)
+    names = ("grad", "hvp")
+    problem = Problem("check_hvp", grad, hvp, params, names)
+    # The gradient itself must be one before its derivative is of interest.
+    first = Problem("check_hvp", hvp, grad, params, ("hvp", "grad"))
+    returned, _ = first.watched("grad", first.given)
+    complaint = gradient_complaint(returned, first.given, first)
     if complaint is not None:
         return GradReport(complaint.verdict, complaint.message, calls=1)
+    leaves = problem.leaves
     vectors = representable_cotangents(problem.given, rng)
     product = Product(hvp, problem, cotangents_like(params, vectors))
 
@@ -190,6 +195,7 @@ def check_hvp(
         mode=mode,
         rng=rng,
         tolerance=tolerance,
+        names=names,
     )
     return product.judged(report, "hvp writes into the vector")
 

@@ -115,13 +115,12 @@ def ridders(
     return Estimate(best.value, math.inf if math.isnan(bar) else bar, line.jump())
 
 
-def central(f: Function, point: Point, direction: Direction) -> Estimate:
-    """Return the central difference with one step: two calls of f.
+def central(f: Function, point: Point, direction: Direction, step: float) -> Estimate:
+    """Return the central difference with one step, a part of x: two calls of f.
 
-    The step, 1e-7 of x, is small, since a large network has kinks within any larger one.
     The bar is four roundings of f; truncation and kinks nearby are not in it.
     """
-    h = 1e-7 * reach(point, direction)
+    h = step * reach(point, direction)
     right, left = (float(f(moved(point, direction, t))) for t in (h, -h))
     return Estimate((right - left) / (2 * h), 4 * _EPS * max(abs(right), abs(left)) / h)
 

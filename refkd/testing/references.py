@@ -28,6 +28,8 @@ __all__ = [
 _EPS = float(np.finfo(np.float64).eps)
 # A complex step and a central difference that differ by less are not looked at again.
 _AGREES = 1e-6
+_QUICK_STEPS = (1e-7, 1e-8)  # of x: a large network has a kink within any larger one
+_LARGE = 100_000
 _ROUNDED = 1e-9  # relative, of a complex step
 _KINK_WITHIN = 1e-3  # of the size of the parameters, where a kink may hide beneath the noise
 _WIDE_ENTRIES = 2000  # products of longdouble matrices are slow
@@ -102,7 +104,8 @@ class ComplexStep:
         ----------
         direction : mapping of float64 arrays
         quick : bool
-            Take two values of f where they agree to 1e-6, and only otherwise some thirty.
+            Take two or four values of f where they agree to 1e-6, and only otherwise some
+            thirty.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("error", ComplexWarning)
@@ -114,9 +117,11 @@ class ComplexStep:
                 ) from error
         if quick:
             f, point = self._problem.f, self._problem.point
-            real = central(f, point, direction)
-            if abs(real.value - numeric.value) <= real.error_bar + _AGREES * abs(numeric.value):
-                return numeric
+            # Beside a kink the second step is 30 calls cheaper, and ten times less precise.
+            for step in _QUICK_STEPS[: 1 + (self._problem.entries > _LARGE)]:
+                real = central(f, point, direction, step)
+                if abs(real.value - numeric.value) <= real.error_bar + _AGREES * abs(numeric.value):
+                    return numeric
         found = self.confirm(direction, numeric, numeric.value)
         if math.isfinite(found.error_bar):
             return found

@@ -19,6 +19,7 @@ from refkd.testing.report import Comparison, GradReport, ParameterReport, Verdic
 
 __all__ = ["Limits", "along_directions", "every_entry"]
 
+_HALF = 0.5  # a scaled error that passes only where both derivatives are zero
 _SAMPLED = 16  # entries for a guess where not all are compared
 _MESSAGES = {
     Verdict.PASS: "",
@@ -63,6 +64,8 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
                 unfit.append(name)
             verdict = Verdict.KINK if far is None else Verdict.WRONG_GRADIENT
             findings[-1] = every.finding._replace(verdict=verdict)
+        if verdict is Verdict.PASS and comparison.scaled_error > _HALF:
+            notes.append(f"the gradient of {name} is zero to within {comparison.error_bar:.1e}")
         parameters.append(_parameter(problem, name, verdict, comparison, every.wrong, every.errors))
     report = _concluded(problem, reference, "full", limits.tolerance, findings, parameters, notes)
     if unfit and report.worst is not None and report.worst.name in unfit:

@@ -191,6 +191,7 @@ def test_a_gradient_that_is_zero_for_a_whole_parameter_passes(method: str) -> No
     params = {"weight": rng.standard_normal((5, 4)), "bias": rng.standard_normal(5)}
     report = check_grad(f, params, grad, method=method)
     assert report.verdict is Verdict.PASS, str(report)
+    assert any("the gradient of bias is zero to within" in note for note in report.notes)
     wrong = check_grad(f, params, lambda **p: {**grad(**p), "bias": np.full(5, 1e-6)})
     assert wrong.verdict is Verdict.WRONG_GRADIENT
 

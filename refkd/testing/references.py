@@ -191,7 +191,7 @@ class ComplexStep:
         sizes = abs(there.value), abs(real.jump), abs(analytic)
         unresolved = not there.error_bar <= 0.1 * max(sizes)
         # The complex step was verified to _ROUNDED only: real differences must exclude the rest.
-        if not real.jump and abs(numeric - analytic) <= _ROUNDED * abs(numeric):
+        if not real.jump and 0 < abs(numeric - analytic) <= _ROUNDED * abs(numeric):
             unresolved |= abs(there.value - analytic) <= there.error_bar
         found = real if real.jump else estimate
         return found._replace(error_bar=math.inf) if unresolved else found

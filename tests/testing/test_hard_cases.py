@@ -232,3 +232,10 @@ def test_the_gradient_of_a_constant_is_noted_as_unchecked() -> None:
     )
     assert report.ok
     assert any("scale is a Python float, and so a constant" in note for note in report.notes)
+
+
+def test_a_complex_step_that_real_differences_confirm_is_not_verified_twice() -> None:
+    x = np.random.default_rng(0).standard_normal(1500)
+    report = check_grad(lambda x: np.sin(x).sum(), {"x": x}, lambda x: {"x": np.cos(x)})
+    assert report.method == "complex"
+    assert report.calls < 1500 + 80

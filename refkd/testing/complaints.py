@@ -24,7 +24,6 @@ class Complaint(NamedTuple):
 
     verdict: Verdict
     message: str
-    name: str | None = None
     explanation: str = ""
 
 
@@ -37,7 +36,6 @@ def point_complaint(problem: Problem) -> Complaint | None:
                 Verdict.NONFINITE,
                 f"parameter {name} is {x[index]} at {list(index)}: there is no derivative there; "
                 f"make it a constant of f, or choose another point",
-                name,
             )
     return None
 
@@ -95,7 +93,6 @@ def gradient_complaint(
                 Verdict.SHAPE_DTYPE,
                 f"the gradient of {name} must be {x.dtype} of shape {x.shape} like the "
                 f"parameter, got {dtype} of shape {shape}{_remedy(dtype, x.dtype)}",
-                name,
                 _explain_shape(shape, x.shape),
             )
         if not np.all(np.isfinite(gradient)):
@@ -104,7 +101,6 @@ def gradient_complaint(
             return Complaint(
                 Verdict.NONFINITE,
                 f"the gradient of {name} ({x.dtype}) is {value} at {list(index)}",
-                name,
             )
     return None
 

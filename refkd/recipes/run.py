@@ -132,6 +132,9 @@ class RecipeRun:
                 students[name].append(
                     self._trained(f"student_{name}", seed, self.recipe.student, teacher)
                 )
+        # Not training by training: a kill between keeping the last network and this would
+        # leave it for good, since a network that is kept is not trained again.
+        self.folder.in_progress.unlink(missing_ok=True)
         return Trained(teacher, students)
 
     def training_rows(self, student: config.Student, seed: int) -> NDArray[np.intp]:
@@ -201,7 +204,6 @@ class RecipeRun:
             progress.history,
         )
         self.folder.save_network(path, trained, metrics_bytes=self.folder.metrics_bytes())
-        self.folder.in_progress.unlink(missing_ok=True)
         return trained
 
     def _plan(self, name: str, seed: int, layer: Layer, teacher: TrainedNetwork | None) -> _Plan:

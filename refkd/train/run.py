@@ -5,7 +5,7 @@
     config.toml                       the recipe and the options it was run with
     metrics.jsonl                     a line per epoch of every training
     networks/NAME-seedK.safetensors   a trained network, PyTorch state_dict keys
-    in-progress.safetensors           the training under way, while there is one
+    in-progress.safetensors           the training under way, until the last one is finished
     result.json, report.html          what came out
 """
 

@@ -163,6 +163,19 @@ def test_a_checkpoint_left_by_a_training_that_finished_is_ignored(
     assert files(path) == whole
 
 
+def test_a_checkpoint_left_by_the_last_training_goes(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    path = tmp_path / "run"
+    stop_after(path, STEPS)
+    left = (path / "in-progress.safetensors").read_bytes()
+    train(path)
+    # Killed after the last network was kept, before its checkpoint went.
+    (path / "in-progress.safetensors").write_bytes(left)
+    train(path)
+    assert files(path) == whole
+
+
 def test_a_checkpoint_of_another_training_is_ignored(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:

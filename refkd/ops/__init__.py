@@ -12,8 +12,26 @@ from refkd.ops.activation import (
     tanh_backward,
     tanh_forward,
 )
+from refkd.ops.adaptive_pool import adaptive_avg_pool2d_backward, adaptive_avg_pool2d_forward
+from refkd.ops.avg_pool import avg_pool2d_backward, avg_pool2d_forward
+from refkd.ops.batch_norm import (
+    batch_norm_backward,
+    batch_norm_backward_stepwise,
+    batch_norm_forward,
+)
+from refkd.ops.conv import (
+    conv2d_backward,
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    conv2d_forward,
+)
 from refkd.ops.dropout import dropout_backward, dropout_forward
+from refkd.ops.group_norm import group_norm_backward, group_norm_forward
+from refkd.ops.join import concatenate_backward, concatenate_forward, split_backward, split_forward
+from refkd.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from refkd.ops.linear import linear_backward, linear_forward
+from refkd.ops.max_pool import max_pool2d_backward, max_pool2d_forward
+from refkd.ops.shortcut import padded_shortcut_backward, padded_shortcut_forward
 from refkd.ops.softmax import (
     log_softmax_backward,
     log_softmax_forward,
@@ -25,16 +43,37 @@ from refkd.ops.update import adam_update, ema_update, sgd_update
 
 __all__ = [
     "adam_update",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_avg_pool2d_forward",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_backward_stepwise",
+    "batch_norm_forward",
+    "concatenate_backward",
+    "concatenate_forward",
+    "conv2d_backward",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv2d_forward",
     "dropout_backward",
     "dropout_forward",
     "ema_update",
     "erf",
     "gelu_backward",
     "gelu_forward",
+    "group_norm_backward",
+    "group_norm_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear_backward",
     "linear_forward",
     "log_softmax_backward",
     "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "padded_shortcut_backward",
+    "padded_shortcut_forward",
     "relu_backward",
     "relu_forward",
     "sgd_update",
@@ -44,6 +83,8 @@ __all__ = [
     "silu_forward",
     "softmax_backward",
     "softmax_forward",
+    "split_backward",
+    "split_forward",
     "tanh_backward",
     "tanh_forward",
 ]

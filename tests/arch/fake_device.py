@@ -31,7 +31,7 @@ CUPY_NAMES = _names(
     """
     arange array asarray ascontiguousarray empty empty_like eye full full_like linspace ones
     ones_like tri tril triu zeros zeros_like
-    bool_ complex128 float32 float64 int32 int64 intp uint8 finfo result_type
+    bool_ complex128 float32 float64 int32 int64 intp uint8 uint16 finfo result_type
     inf nan newaxis pi
     broadcast_to concatenate copyto expand_dims flip moveaxis pad ravel repeat reshape roll split
     squeeze stack swapaxes tile transpose

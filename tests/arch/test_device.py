@@ -30,6 +30,8 @@ UNPAIRED: dict[str, list[dict[str, Any]]] = {
     ],
     "ema_update": [{"decay": 0.9}],
 }
+# Parts of a backward, which every case of it runs.
+PARTS = {"conv2d_backward_input", "conv2d_backward_weight"}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -75,7 +77,7 @@ def test_every_kernel_runs_on_the_device() -> None:
     ran = {f"{case.pair}_{way}" for case in all_cases() for way in ("forward", "backward")}
     kernels = registered_kernels().values()
     expected = {k.reference.__name__ for k in kernels if k.reference.__module__[:6] == "refkd."}
-    assert ran | UNPAIRED.keys() == expected
+    assert ran | UNPAIRED.keys() | PARTS == expected
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -1,0 +1,233 @@
+"""Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+Each direction is one matrix product with *patches*: the values that the kernel meets at
+each output position, as columns (im2col). Patches are made for a few images at a time,
+so the memory they take does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refkd.dispatch import Array, kernel, namespace
+from refkd.errors import ShapeError, check_float_dtypes
+from refkd.ops.im2col import add_windows, check_output, chunks, conv_sizes, no_such_groups, windows
+from refkd.ops.window import Pair, Size, check_images
+
+__all__ = [
+    "conv2d_backward",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv2d_forward",
+]
+
+
+@kernel
+def conv2d_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Array:
+    """Return y_nkpq = b_k + Σ_cij W_kcij x_n,c,p·s+i·d−z,q·s+j·d−z, with x zero outside.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+    weight : array, shape (K, C / groups, kH, kW)
+    bias : array, shape (K,), or None
+    stride, padding, dilation : int or (int, int)
+        s, the step between windows; z, the zeros on either side; d, the distance between
+        two taps of the kernel. A pair is (vertical, horizontal).
+    groups : int
+        Divides C and K: the outputs of a group see the inputs of that group. C groups make
+        a depthwise convolution.
+
+    Returns
+    -------
+    y : array, shape (N, K, P, Q)
+        P = ⌊(H + 2z − d(kH − 1) − 1)/s⌋ + 1, and Q likewise.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ConfigError
+        If the arguments do not fit together, or the output would be empty.
+    """
+    where = "conv2d_forward"
+    check_float_dtypes(where, x=x, weight=weight, bias=bias)
+    g = conv_sizes(where, x.shape, weight.shape, stride, padding, dilation, groups)
+    if bias is not None and tuple(bias.shape) != (g.outputs,):
+        raise ShapeError(
+            f"{where}: bias must have shape ({g.outputs},) to match weight "
+            f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
+        )
+    xp = namespace(x)
+    matrix = weight.reshape(g.groups, g.outputs // g.groups, g.taps)
+    dtype = xp.result_type(x, weight)
+    y = xp.empty((g.batch, g.groups, g.outputs // g.groups, g.positions), dtype)
+    for rows in chunks(g, dtype.itemsize):
+        columns = windows(xp, x[rows], g).transpose(0, 1, 4, 5, 2, 3)
+        xp.matmul(matrix, columns.reshape(-1, g.groups, g.taps, g.positions), out=y[rows])
+    y = y.reshape(g.batch, g.outputs, *g.output_size)
+    return y if bias is None else y + bias[:, None, None]
+
+
+@kernel
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    need_dx: bool = True,
+) -> tuple[Array | None, Array, Array]:
+    """Backward of :func:`conv2d_forward`.
+
+    Parameters
+    ----------
+    dy : array, shape (N, K, P, Q)
+    x, weight, stride, padding, dilation, groups
+        As in the forward.
+    need_dx : bool
+        False skips dx, which is then None: the first layer of a network.
+
+    Returns
+    -------
+    dx : array, shape (N, C, H, W), or None
+    dweight : array, shape (K, C / groups, kH, kW)
+    dbias : array, shape (K,)
+
+    Notes
+    -----
+    y is linear in x, in W and in b. Collecting what each of their entries was
+    multiplied with::
+
+        dx_ncuv = Σ_kij W_kcij dy_nkpq    over p·s + i·d − z = u and q·s + j·d − z = v
+        dW_kcij = Σ_npq dy_nkpq x_n,c,p·s+i·d−z,q·s+j·d−z
+        db_k    = Σ_npq dy_nkpq
+
+    They are :func:`conv2d_backward_input`, :func:`conv2d_backward_weight`, and a sum.
+    """
+    where = "conv2d_backward"
+    check_float_dtypes(where, dy=dy, x=x, weight=weight)
+    g = conv_sizes(where, x.shape, weight.shape, stride, padding, dilation, groups)
+    check_output(where, dy, g)
+    options: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    dweight = conv2d_backward_weight(dy, x, kernel_size=g.kernel_size, **options)
+    dbias = dy.sum(axis=(2, 3)).sum(axis=0)
+    if not need_dx:
+        return None, dweight, dbias
+    dx = conv2d_backward_input(dy, weight, input_size=g.input_size, **options)
+    return dx, dweight, dbias
+
+
+@kernel(pair=None, reason="the part of conv2d_backward that belongs to x")
+def conv2d_backward_input(
+    dy: Array,
+    weight: Array,
+    *,
+    input_size: Pair,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Array:
+    """Return dx of :func:`conv2d_forward`; also known as the transposed convolution.
+
+    Parameters
+    ----------
+    dy : array, shape (N, K, P, Q)
+    weight : array, shape (K, C / groups, kH, kW)
+    input_size : (int, int)
+        H and W.
+    stride, padding, dilation, groups
+        As in the forward.
+
+    Returns
+    -------
+    dx : array, shape (N, C, H, W)
+
+    Notes
+    -----
+    The forward is y = W · patches(x) for each image. Its adjoint multiplies dy with Wᵀ,
+    and adds each value of the resulting columns where its patch had taken it from.
+    """
+    where = "conv2d_backward_input"
+    check_float_dtypes(where, dy=dy, weight=weight)
+    x_shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
+    g = conv_sizes(where, x_shape, weight.shape, stride, padding, dilation, groups)
+    check_output(where, dy, g)
+    xp = namespace(dy)
+    transposed = weight.reshape(g.groups, g.outputs // g.groups, g.taps).swapaxes(1, 2)
+    dy = dy.reshape(g.batch, g.groups, g.outputs // g.groups, g.positions)
+    dtype = xp.result_type(dy, weight)
+    dx = xp.empty((g.batch, g.inputs, *g.input_size), dtype)
+    for rows in chunks(g, dtype.itemsize):
+        columns = xp.matmul(transposed, dy[rows])
+        columns = columns.reshape(-1, g.inputs, *g.kernel_size, *g.output_size)
+        dx[rows] = add_windows(xp, columns, g)
+    return dx
+
+
+@kernel(pair=None, reason="the part of conv2d_backward that belongs to weight")
+def conv2d_backward_weight(
+    dy: Array,
+    x: Array,
+    *,
+    kernel_size: Pair,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Array:
+    """Return dW of :func:`conv2d_forward`.
+
+    Parameters
+    ----------
+    dy : array, shape (N, K, P, Q)
+    x : array, shape (N, C, H, W)
+    kernel_size : (int, int)
+        kH and kW.
+    stride, padding, dilation, groups
+        As in the forward.
+
+    Returns
+    -------
+    dweight : array, shape (K, C / groups, kH, kW)
+
+    Notes
+    -----
+    From y = W · patches(x) for each image, dW = Σ_n dy_n · patches(x_n)ᵀ. The images of
+    a chunk share one matrix product, as long as their positions are many.
+    """
+    where = "conv2d_backward_weight"
+    check_float_dtypes(where, dy=dy, x=x)
+    check_images(where, "dy", dy)
+    check_images(where, "x", x)
+    if groups < 1 or x.shape[1] % groups:
+        raise no_such_groups(where, x.shape[1], dy.shape[1], groups)
+    weight_shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    g = conv_sizes(where, x.shape, weight_shape, stride, padding, dilation, groups)
+    check_output(where, dy, g)
+    xp = namespace(dy)
+    dy = dy.reshape(g.batch, g.groups, g.outputs // g.groups, g.positions)
+    dtype = xp.result_type(dy, x)
+    dweight = xp.zeros((g.groups, g.outputs // g.groups, g.taps), dtype)
+    for rows in chunks(g, dtype.itemsize):
+        columns = windows(xp, x[rows], g).transpose(1, 4, 5, 0, 2, 3)
+        columns = columns.reshape(g.groups, g.taps, -1)
+        dy_rows = dy[rows].transpose(1, 2, 0, 3).reshape(g.groups, g.outputs // g.groups, -1)
+        dweight += xp.matmul(dy_rows, columns.swapaxes(1, 2))
+    return dweight.reshape(weight_shape)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError
+from refkd.nn.init import Initializer, Uniform, draw_as
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
 from refkd.ops.linear import linear_backward, linear_forward
 
@@ -30,20 +30,19 @@ class Linear(Layer):
     in_features, out_features : int
     bias : bool
         Whether there is a b.
+    initializer : Initializer
+        Default: as ``torch.nn.Linear``, W and b uniform in ±1/√in_features.
 
     Raises
     ------
     ConfigError
         On construction, if a width is not a positive integer.
-
-    Notes
-    -----
-    Initialised as ``torch.nn.Linear``: W and b uniform in ±1/√in_features.
     """
 
     in_features: int
     out_features: int
     bias: bool = True
+    initializer: Initializer = field(default=Uniform())
 
     def __post_init__(self) -> None:
         widths = (self.in_features, self.out_features)
@@ -59,9 +58,7 @@ class Linear(Layer):
     def init(
         self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
     ) -> tuple[Arrays, Arrays]:
-        bound = 1 / math.sqrt(self.in_features)
-        shapes, _ = self.shapes()
-        return {n: rng.uniform(-bound, bound, s).astype(dtype) for n, s in shapes.items()}, {}
+        return draw_as(dtype, self.initializer, rng, self.shapes()[0]), {}
 
     def forward(
         self,

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refkd.dispatch import Array, namespace
-from refkd.errors import ConfigError
+from refkd.dispatch import Array
+from refkd.nn.checks import check_names
+from refkd.nn.composite import backward_through
 from refkd.nn.layer import (
     Arrays,
     Layer,
     Shapes,
-    add_cotangents,
     add_prefix,
     check_no_taps,
     split_by_prefix,
@@ -48,11 +48,7 @@ class Sequential(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple((name, layer) for name, layer in self.layers))
-        names = [name for name, _ in self.layers]
-        if len(set(names)) < len(names) or any("." in n or not n for n in names):
-            raise ConfigError(
-                f"Sequential: names must be unique, not empty and without dots, got {names}"
-            )
+        check_names("Sequential", [name for name, _ in self.layers])
 
     @classmethod
     def numbered(cls, *layers: Layer) -> Sequential:
@@ -116,24 +112,23 @@ class Sequential(Layer):
         it names. A layer behind which neither dy nor a tap lies is not on any path to
         the loss: its gradient is zero, and it is skipped.
         """
-        check_no_taps(self, taps, known=[name for name, _ in self.layers])
+        names = [name for name, _ in self.layers]
+        check_no_taps(self, taps, known=names)
         params_of, taps_of = split_by_prefix(params), split_by_prefix(taps or {})
         grads: Arrays = {}
         # Before the first layer with parameters a cotangent serves nobody but the caller.
-        first = next((i for i, (n, _) in enumerate(self.layers) if n in params_of), 0)
+        first = next(
+            (i for i, (n, _) in enumerate(self.layers) if n in params_of), len(self.layers)
+        )
         for i, (name, layer) in reversed(list(enumerate(self.layers))):
-            layer_params, inner_taps = params_of.get(name, {}), taps_of.get(name, {})
-            dy = add_cotangents(dy, inner_taps.pop("", None))
-            if dy is None and not inner_taps:
-                layer_grads = {n: namespace(p).zeros_like(p) for n, p in layer_params.items()}
-            else:
-                dy, layer_grads = layer.backward(
-                    layer_params,
-                    cache.children[i],
-                    dy,
-                    need_dx=need_dx or i > first,
-                    taps=inner_taps,
-                )
+            dy, layer_grads = backward_through(
+                layer,
+                params_of.get(name, {}),
+                cache.children[i],
+                dy,
+                need_dx=need_dx or i > first,
+                taps=taps_of.get(name, {}),
+            )
             grads = add_prefix(name, layer_grads) | grads
         return dy if need_dx else None, grads
 

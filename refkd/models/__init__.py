@@ -6,17 +6,39 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from refkd.errors import check_arguments, check_choice
+from refkd.models.googlenet import googlenet
 from refkd.models.mlp import mlp
+from refkd.models.resnet import cifar_resnet, resnet
+from refkd.models.small_cnn import small_cnn
+from refkd.models.vgg import vgg
 from refkd.nn.layer import Layer
 
-__all__ = ["MODELS", "create", "mlp", "parameter_count"]
+__all__ = [
+    "MODELS",
+    "cifar_resnet",
+    "create",
+    "googlenet",
+    "mlp",
+    "parameter_count",
+    "resnet",
+    "small_cnn",
+    "vgg",
+]
 
-MODELS: Mapping[str, Callable[..., Layer]] = {"mlp": mlp}
+MODELS: Mapping[str, Callable[..., Layer]] = {
+    "mlp": mlp,
+    "small_cnn": small_cnn,
+    "googlenet": googlenet,
+    "vgg": vgg,
+    "resnet": resnet,
+    "cifar_resnet": cifar_resnet,
+}
 
 
 def create(name: str, **hyperparameters: Any) -> Layer:
@@ -44,6 +66,18 @@ def create(name: str, **hyperparameters: Any) -> Layer:
     where = f"models.create({name!r})"
     check_arguments(where, "hyperparameter", MODELS[name], hyperparameters)
     return MODELS[name](**hyperparameters)
+
+
+def hyperparameters(name: str) -> frozenset[str]:
+    """Return the names of the hyperparameters of the network ``name``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such network.
+    """
+    check_choice("models.hyperparameters", "name", name, MODELS)
+    return frozenset(inspect.signature(MODELS[name]).parameters)
 
 
 def parameter_count(network: Layer) -> int:

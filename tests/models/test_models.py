@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_dropout_must_be_a_probability(dropout: Any, hidden: Any) -> None:
     ("name", "hyperparameters", "message"),
     [
         ("mpl", {}, "did you mean 'mlp'"),
-        ("resnet", {}, "must be one of 'mlp'"),
+        ("lenet", {}, "must be one of 'mlp', 'small_cnn', 'googlenet'"),
         ("mlp", {"hiden": (4,), **SIZES}, "unknown hyperparameter 'hiden'.*did you mean 'hidden'"),
         ("mlp", {"hidden": (4,)}, "missing in_features, num_classes"),
         ("mlp", {}, "missing in_features, hidden, num_classes"),
@@ -108,6 +109,54 @@ def test_create_says_what_it_expected(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         create(name, **hyperparameters)
+
+
+CONVOLUTIONAL: dict[str, dict[str, Any]] = {
+    "small_cnn": {},
+    "googlenet": {},
+    "vgg": {"blocks": ((4,),)},
+    "resnet": {"depth": 18},
+    "cifar_resnet": {"depth": 20},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        *itertools.product(CONVOLUTIONAL, ("num_classes", "in_channels")),
+        *((name, "image_size") for name in ("small_cnn", "googlenet", "vgg")),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "10", None, True])
+def test_numbers_of_a_convolutional_network_are_positive_integers(
+    name: str, count: str, value: Any
+) -> None:
+    hyperparameters = {"num_classes": 5, **CONVOLUTIONAL[name], count: value}
+    with pytest.raises(ConfigError, match=f"^{name}: {count} must be a positive integer, got"):
+        create(name, **hyperparameters)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "googlenet", "vgg"])
+@pytest.mark.parametrize("value", [-0.5, 2, "0.5", float("nan"), None])
+def test_dropout_of_a_convolutional_network_is_a_probability(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: dropout must be a number in \[0, 1\]"):
+        create(name, num_classes=5, dropout=value, **CONVOLUTIONAL[name])
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_the_number_of_channels_and_classes_is_free(name: str) -> None:
+    network = create(name, num_classes=7, in_channels=1, **CONVOLUTIONAL[name])
+    params, _ = network.shapes()
+    first, last = next(iter(params.values())), params.get("fc.bias", params.get("linear.bias"))
+    assert first[1] == 1
+    assert last == (7,)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_network_is_a_value(name: str) -> None:
+    one, two = (create(name, num_classes=7, **CONVOLUTIONAL[name]) for _ in range(2))
+    assert one == two
+    assert hash(one) == hash(two)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,6 +1,7 @@
 """Distillation methods: objectives and the stages they are trained in."""
 
-from refkd.distill.logit import LogitDistillation, frozen_logits
+from refkd.distill.frozen import frozen_logits
+from refkd.distill.logit import LogitDistillation
 from refkd.distill.objective import Batch, Objective, StepResult, Supervised, select
 from refkd.distill.stage import Optimizer, Schedule, Stage
 

@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refkd.dispatch import Array, namespace
+from refkd.dispatch import Array
+from refkd.distill.frozen import frozen_logits
+from refkd.distill.heads import checked_weights, separate_heads
 from refkd.distill.objective import Batch, StepResult, select
-from refkd.errors import ConfigError
-from refkd.losses.distillation import kd_backward, kd_forward
+from refkd.errors import ConfigError, check_choice
+from refkd.losses.heads import kd_heads_backward, kd_heads_forward
 from refkd.losses.spec import KDSpec
 from refkd.nn.layer import Layer, add_prefix
-from refkd.threads import limit_blas_threads
 
-__all__ = ["LogitDistillation", "frozen_logits"]
-
-_ROW_TILE = 32  # of which the row tiles of most BLAS kernels are divisors
-_PROBES = 8
+__all__ = ["LogitDistillation"]
 
 
 @dataclass(frozen=True)
 class LogitDistillation:
     """Hinton's objective: ``spec`` between the student's logits and the teacher's.
 
-    The teacher is evaluated in eval mode and is a constant to the loss.
+    The teacher is a constant to the loss: it receives no gradient, and its running
+    statistics stay what they are in either mode (PyTorch moves those of a module in train
+    mode). The defaults are the sound ones; ``teacher_mode`` and ``student_eval_from``
+    reproduce two mistakes with which results have been published.
 
     Attributes
     ----------
     student : Layer
+        Returns one array of logits.
     teacher : Layer or None
         None where every batch brings stored teacher logits.
     spec : KDSpec
+    head_weights : tuple of float, >= 0
+        Of a teacher that returns several logits, the weight of each in the soft term, in
+        the order in which it returns them. The student learns from all; the labels count
+        once. Empty for a teacher that returns one array.
+    teacher_mode : {"eval", "train"}
+        ``"train"``: the teacher's dropout drops and its batch norm normalises by the batch,
+        so that the same image gets another target in every step.
+    student_eval_from : int or None
+        From this epoch of the stage on, counted from 0, the student is trained as it would
+        be evaluated: nothing is dropped and its running statistics stand still.
+    exact : bool
+        True evaluates the teacher by :func:`frozen_logits`, so that stored and live logits
+        are the same bit for bit; False by one plain forward, which is faster and serves
+        where images are augmented and nothing can be stored. No matter in mode "train".
+
+    Raises
+    ------
+    ConfigError
+        On construction, if a value is out of range.
     """
 
     student: Layer
     teacher: Layer | None
     spec: KDSpec
+    head_weights: tuple[float, ...] = ()
+    teacher_mode: str = "eval"
+    student_eval_from: int | None = None
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        where = "LogitDistillation"
+        object.__setattr__(self, "head_weights", checked_weights(where, self.head_weights))
+        check_choice(where, "teacher_mode", self.teacher_mode, ("eval", "train"))
+        epoch = self.student_eval_from
+        if epoch is not None and (type(epoch) is not int or epoch < 0):
+            raise ConfigError(
+                f"{where}: student_eval_from must be an integer >= 0 or None, got {epoch!r}"
+            )
 
     @property
     def networks(self) -> Mapping[str, Layer]:
@@ -65,97 +99,77 @@ class LogitDistillation:
         batch: Batch,
         rng: np.random.Generator,
     ) -> StepResult:
-        """Return the terms ``loss``, ``hard``, ``soft`` and the student's gradients."""
-        teacher_logits = batch.teacher_logits
-        if teacher_logits is None:
-            if self.teacher is None:
-                raise ConfigError(
-                    "LogitDistillation: there is no teacher network and the batch has no "
-                    "teacher_logits; give one of them"
-                )
-            teacher_logits = frozen_logits(
-                self.teacher,
-                select(params, "teacher"),
-                select(state, "teacher"),
-                batch.images,
-                block=batch.nominal_size,
-            )
+        """Return the terms ``loss``, ``hard``, ``soft`` and the student's gradients.
+
+        ``soft`` is the weighted sum over the teacher's heads. ``rng`` is the student's:
+        what the teacher does neither draws from it nor moves it.
+
+        Raises
+        ------
+        ConfigError
+            If there are no teacher logits, or not one output of the teacher for each of
+            ``head_weights``, or the student returns several outputs.
+        """
+        heads = self._teacher_heads(params, state, batch, rng)
+        weights = self.head_weights or (1.0,)
         own, own_state = select(params, "student"), select(state, "student")
-        logits, cache = self.student.forward(own, own_state, batch.images, train=True, rng=rng)
-        terms, saved = kd_forward(logits, teacher_logits, batch.labels, self.spec)
-        dlogits = kd_backward(1.0, saved, batch.labels, self.spec)
+        train = self.student_eval_from is None or batch.epoch < self.student_eval_from
+        logits, cache = self.student.forward(own, own_state, batch.images, train=train, rng=rng)
+        if isinstance(logits, tuple):
+            raise ConfigError(
+                f"LogitDistillation: the student must return one array of logits, "
+                f"got {len(logits)} outputs"
+            )
+        terms, saved = kd_heads_forward(logits, heads, batch.labels, self.spec, weights)
+        dlogits = kd_heads_backward(1.0, saved, batch.labels, self.spec, weights)
         _, grads = self.student.backward(own, cache, dlogits, need_dx=False)
-        next_state = dict(state) | add_prefix("student", self.student.next_state(own_state, cache))
+        next_state = dict(state)
+        if train:
+            next_state |= add_prefix("student", self.student.next_state(own_state, cache))
         return StepResult(terms._asdict(), add_prefix("student", grads), next_state)
 
+    def _teacher_heads(
+        self,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        batch: Batch,
+        rng: np.random.Generator,
+    ) -> tuple[Array, ...]:
+        if batch.teacher_logits is not None:
+            if self.teacher_mode == "train":
+                raise ConfigError(
+                    "LogitDistillation: teacher_mode='train' draws its targets anew in each "
+                    "step, and the batch has stored teacher_logits; leave one of them out"
+                )
+            stored = "LogitDistillation: what is stored of the teacher"
+            return separate_heads(stored, batch.teacher_logits, self.head_weights)
+        if self.teacher is None:
+            raise ConfigError(
+                "LogitDistillation: there is no teacher network and the batch has no "
+                "teacher_logits; give one of them"
+            )
+        own, own_state = select(params, "teacher"), select(state, "teacher")
+        if self.teacher_mode == "train":
+            outputs, _ = self.teacher.forward(
+                own, own_state, batch.images, train=True, rng=_apart_from(rng, batch)
+            )
+        elif self.exact:
+            outputs = frozen_logits(
+                self.teacher, own, own_state, batch.images, block=batch.nominal_size
+            )
+        else:
+            outputs = self.teacher.infer(own, own_state, batch.images)
+        return separate_heads("LogitDistillation: the teacher", outputs, self.head_weights)
 
-def frozen_logits(
-    network: Layer,
-    params: Mapping[str, Array],
-    state: Mapping[str, Array],
-    images: Array,
-    *,
-    block: int,
-) -> Array:
-    """Evaluate a frozen network so that a row's result does not depend on its neighbours.
 
-    Parameters
-    ----------
-    network : Layer
-    params, state : mapping of str to array
-    images : array, shape (N, ...)
-    block : int
-        Rows of every matrix product, rounded up to a multiple of 32; those that hold no
-        image are zero.
+def _apart_from(rng: np.random.Generator, batch: Batch) -> np.random.Generator:
+    """Return a generator for the teacher's masks of this step, and leave ``rng`` alone.
 
-    Returns
-    -------
-    logits : array, shape (N, C)
-        Bit for bit the same for an image wherever it stands in ``images``; logits
-        computed once and stored equal those computed during training.
-
-    Notes
-    -----
-    A matrix product sums in an order that depends on its shape and, with many BLAS
-    kernels, on the row: every second group of six on AVX2, the remainder after groups
-    of twelve; with several threads, on who computes it. So all products have one shape
-    and one thread, and images stand in the rows that were found to sum as row 0 does.
+    Students of one seed stay paired whatever the mode of their teacher, so it may not
+    advance ``rng``. Training resumes from the position of ``rng`` alone, so it may not
+    spawn from it either. It is seeded with what ``rng`` would draw next, which carries the
+    seed, and with epoch and step, since a student that draws nothing never advances.
     """
-    with limit_blas_threads(1):
-        return _in_blocks(network, params, state, images, -(-block // _ROW_TILE) * _ROW_TILE)
-
-
-def _in_blocks(
-    network: Layer,
-    params: Mapping[str, Array],
-    state: Mapping[str, Array],
-    images: Array,
-    block: int,
-) -> Array:
-    xp = namespace(images)
-    shape, name = tuple(images.shape[1:]), images.dtype.name
-    places = _rows_like_the_first(network, block, shape, name)  # type: ignore[arg-type]
-    outputs = []
-    for start in range(0, max(1, images.shape[0]), len(places)):
-        part = images[start : start + len(places)]
-        rows = xp.zeros((block, *shape), images.dtype)
-        rows[places[: len(part)]] = part
-        logits, _ = network.forward(params, state, rows, train=False)
-        outputs.append(logits[places[: len(part)]])
-    return outputs[0] if len(outputs) == 1 else xp.concatenate(outputs)
-
-
-@functools.lru_cache(maxsize=64)
-def _rows_like_the_first(
-    network: Layer, block: int, shape: tuple[int, ...], dtype: str
-) -> NDArray[np.intp]:
-    """Return the rows of a block in which an image has the same logits as in row 0."""
-    rng = np.random.default_rng(0)
-    params, state = network.init(rng, dtype=np.dtype(dtype).type)
-    alike = np.ones(block, bool)
-    for _ in range(_PROBES):  # a few, because another order may round to the same bits
-        image = rng.standard_normal(shape).astype(dtype)
-        rows = np.ascontiguousarray(np.broadcast_to(image, (block, *shape)))
-        logits, _ = network.forward(params, state, rows, train=False)
-        alike &= (logits == logits[0]).all(axis=1)
-    return np.flatnonzero(alike)
+    words = copy.deepcopy(rng).integers(2**32, size=4, dtype=np.uint32)
+    seed = np.random.SeedSequence(words.tolist(), spawn_key=(batch.epoch, batch.step))
+    return np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from refkd.dispatch import Array
+from refkd.distill.heads import checked_weights, separate_heads
 from refkd.losses.cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
@@ -33,12 +34,17 @@ class Batch(NamedTuple):
         Stored logits, which stand in for the teacher network.
     nominal_size : int
         B of a full batch; the last batch of an epoch may be smaller.
+    epoch, step : int
+        Where the training stands: the epoch of the stage and the step of the epoch, both
+        from 0.
     """
 
     images: Array
     labels: Array
     teacher_logits: Array | None
     nominal_size: int
+    epoch: int = 0
+    step: int = 0
 
 
 class StepResult(NamedTuple):
@@ -90,7 +96,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Supervised:
-    """Cross-entropy with the labels.
+    """Cross-entropy with the labels, of one head or of several.
 
     Attributes
     ----------
@@ -98,11 +104,25 @@ class Supervised:
     name : str
         Prefix of its parameters.
     label_smoothing : float, in [0, 1]
+    head_weights : tuple of float, >= 0
+        Of a network that returns several logits, the weight of each in the loss, in the
+        order in which it returns them: (1, 0.3, 0.3) for GoogLeNet, whose auxiliary heads
+        come last. Empty for a network that returns one array.
+
+    Raises
+    ------
+    ConfigError
+        On construction, if a weight is out of range.
     """
 
     network: Layer
     name: str = "student"
     label_smoothing: float = 0.0
+    head_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        weights = checked_weights("Supervised", self.head_weights)
+        object.__setattr__(self, "head_weights", weights)
 
     @property
     def networks(self) -> Mapping[str, Layer]:
@@ -126,17 +146,39 @@ class Supervised:
         batch: Batch,
         rng: np.random.Generator,
     ) -> StepResult:
-        """Return the cross-entropy and its gradients."""
+        """Return the cross-entropy and its gradients.
+
+        The terms are the ``loss`` and, with ``head_weights``, the cross-entropy of each
+        head: ``head1``, ``head2``, ...
+
+        Raises
+        ------
+        ConfigError
+            If the network does not return one array for each weight.
+        """
         own, own_state = select(params, self.name), select(state, self.name)
-        logits, cache = self.network.forward(own, own_state, batch.images, train=True, rng=rng)
-        smoothing = self.label_smoothing
-        loss, log_q = softmax_cross_entropy_forward(logits, batch.labels, label_smoothing=smoothing)
-        dlogits = softmax_cross_entropy_backward(
-            1.0, log_q, batch.labels, label_smoothing=smoothing
-        )
-        _, grads = self.network.backward(own, cache, dlogits, need_dx=False)
+        outputs, cache = self.network.forward(own, own_state, batch.images, train=True, rng=rng)
+        heads = separate_heads(f"Supervised: {self.name}", outputs, self.head_weights)
+        weights = self.head_weights or (1.0,)
+        losses, cotangents = [], []
+        for logits, weight in zip(heads, weights, strict=True):
+            loss, log_q = softmax_cross_entropy_forward(
+                logits, batch.labels, label_smoothing=self.label_smoothing
+            )
+            losses.append(loss)
+            cotangents.append(
+                softmax_cross_entropy_backward(
+                    weight, log_q, batch.labels, label_smoothing=self.label_smoothing
+                )
+            )
+        # L = Σ_h w_h CE_h, so each head's cotangent is w_h times its own gradient.
+        terms = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
+        if self.head_weights:
+            terms |= {f"head{number}": loss for number, loss in enumerate(losses, 1)}
+        dy = tuple(cotangents) if isinstance(outputs, tuple) else cotangents[0]
+        _, grads = self.network.backward(own, cache, dy, need_dx=False)
         next_state = dict(state) | add_prefix(self.name, self.network.next_state(own_state, cache))
-        return StepResult({"loss": loss}, add_prefix(self.name, grads), next_state)
+        return StepResult(terms, add_prefix(self.name, grads), next_state)
 
 
 def select(arrays: Mapping[str, Array], network: str) -> Arrays:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from refkd.dispatch import Array
 from refkd.distill.objective import Objective
-from refkd.errors import ConfigError, check_positive, check_unit_interval
+from refkd.errors import ConfigError, check_choice, check_positive, check_unit_interval
 
 __all__ = ["Optimizer", "Schedule", "Stage"]
 
@@ -62,6 +62,9 @@ class Stage:
         With it, the stage ends with an exponential moving average of the parameters.
     start_from : mapping of str to str
         Networks that begin as a copy of another: ``{"student": "teacher"}``.
+    keep : {"last", "best"}
+        What the stage ends with: the last epoch, or the first one with the highest
+        ``validation_accuracy``, which the loop's ``evaluate`` must then report.
 
     Raises
     ------
@@ -77,12 +80,14 @@ class Stage:
     clip_norm: float | None = None
     ema_decay: float | None = None
     start_from: Mapping[str, str] = field(default_factory=dict)
+    keep: str = "last"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"Stage: {name} must be an integer >= 1, got {value!r}")
+        check_choice("Stage", "keep", self.keep, ("last", "best"))
         if self.clip_norm is not None:
             check_positive("Stage", "clip_norm", self.clip_norm)
         if self.ema_decay is not None:

@@ -17,6 +17,10 @@ from refkd.losses.cross_entropy import (
 )
 from refkd.losses.kd import check_kd_inputs, softmax_kd_backward, softmax_kd_forward
 from refkd.losses.kl import softmax_kl_backward, softmax_kl_forward
+from refkd.losses.kl_without_log import (
+    softmax_kl_without_log_backward,
+    softmax_kl_without_log_forward,
+)
 from refkd.losses.reduction import divisor
 from refkd.losses.regression import mse_backward, mse_forward
 from refkd.losses.spec import KDSpec
@@ -148,6 +152,7 @@ def kd_backward(
         kl, cross_entropy    w (s − t)/(T R)
         reverse_kl           w s⊙(ℓ − ⟨s, ℓ⟩)/(T R)     ℓ = log s − log t
         mse_probabilities    2w s⊙(d − ⟨s, d⟩)/(T R)    d = s − t
+        kl_without_log       −w s⊙(t − ⟨s, t⟩)/(T R)
     """
     if spec.divergence in ("kl", "cross_entropy"):
         q, s, t = saved
@@ -244,5 +249,26 @@ def _mse_divisor(s: Array, spec: KDSpec) -> int:
     return divisor(spec.reduction, examples=s.shape[0], elements=s.size)
 
 
-_SOFT_FORWARD = {"reverse_kl": _reverse_kl_forward, "mse_probabilities": _mse_forward}
-_SOFT_BACKWARD = {"reverse_kl": _reverse_kl_backward, "mse_probabilities": _mse_backward}
+def _without_log_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
+    soft, s, t = softmax_kl_without_log_forward(
+        z, v, temperature=spec.temperature, reduction=spec.reduction
+    )
+    return soft, (s, t)
+
+
+def _without_log_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
+    return softmax_kl_without_log_backward(
+        dsoft, saved[0], saved[1], temperature=spec.temperature, reduction=spec.reduction
+    )
+
+
+_SOFT_FORWARD = {
+    "reverse_kl": _reverse_kl_forward,
+    "mse_probabilities": _mse_forward,
+    "kl_without_log": _without_log_forward,
+}
+_SOFT_BACKWARD = {
+    "reverse_kl": _reverse_kl_backward,
+    "mse_probabilities": _mse_backward,
+    "kl_without_log": _without_log_backward,
+}

@@ -46,12 +46,12 @@ def softmax_kl_forward(
         If shapes, dtypes or options do not fit.
     """
     where = "softmax_kl_forward"
-    xp = _check(where, temperature, reduction, p_logits=p_logits, q_logits=q_logits)
+    xp = check_kl_inputs(where, temperature, reduction, p_logits=p_logits, q_logits=q_logits)
     log_p = log_softmax_forward(p_logits, temperature=temperature)
     log_q = log_softmax_forward(q_logits, temperature=temperature)
     loss = (xp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
     if reduction != "none":
-        loss = loss.sum() / _divisor(log_p, reduction)
+        loss = loss.sum() / kl_divisor(log_p, reduction)
     return loss, log_p, log_q
 
 
@@ -96,9 +96,9 @@ def softmax_kl_backward(
     the reduction.
     """
     where = "softmax_kl_backward"
-    xp = _check(where, temperature, reduction, log_p=log_p, log_q=log_q)
+    xp = check_kl_inputs(where, temperature, reduction, log_p=log_p, log_q=log_q)
     scale = example_cotangent(where, dloss, log_p, reduction)
-    scale = scale / (float(temperature) * _divisor(log_p, reduction))
+    scale = scale / (float(temperature) * kl_divisor(log_p, reduction))
     p = xp.exp(log_p)
     dp = dq = None
     if need_dp:
@@ -109,11 +109,13 @@ def softmax_kl_backward(
     return dp, dq
 
 
-def _divisor(logits: Array, reduction: str) -> int:
+def kl_divisor(logits: Array, reduction: str) -> int:
+    """Return R of ``reduction`` for arrays of shape (..., C)."""
     return divisor(reduction, examples=logits[..., 0].size, elements=logits.size)
 
 
-def _check(where: str, temperature: float, reduction: str, **arrays: Array) -> Any:
+def check_kl_inputs(where: str, temperature: float, reduction: str, **arrays: Array) -> Any:
+    """Raise unless logits (or distributions) and options fit together; return the array module."""
     check_float_dtypes(where, **arrays)
     check_same_shape(where, **arrays)
     check_positive(where, "temperature", temperature)

@@ -86,6 +86,26 @@ def kd_lib(temperature: float, alpha: float) -> KDSpec:
     )
 
 
+def googlenet_published(
+    temperature: float = 5.0, soft_weight: float = 0.45, hard_weight: float = 0.55
+) -> KDSpec:
+    """hard·CE + soft·Σ t(log t − s), batch mean, no T²: not a multiple of s − t.
+
+    ``nn.KLDivLoss(reduction="batchmean")`` on the student's *softmax*, in a published
+    distillation of GoogLeNet; its student learns from each of the teacher's three heads.
+    """
+    return KDSpec(
+        temperature, hard_weight, soft_weight, t_squared=False, divergence="kl_without_log"
+    )
+
+
+def googlenet_intended(
+    temperature: float = 5.0, soft_weight: float = 0.45, hard_weight: float = 0.55
+) -> KDSpec:
+    """hard·CE + soft·KL, batch mean, no T²: soft/T. What "googlenet-published" was to be."""
+    return KDSpec(temperature, hard_weight, soft_weight, t_squared=False)
+
+
 PRESETS: Mapping[str, Callable[..., KDSpec]] = {
     "hinton": hinton,
     "kldiv-mean-2aT2": kldiv_mean_2at2,
@@ -95,6 +115,8 @@ PRESETS: Mapping[str, Callable[..., KDSpec]] = {
     "torchdistill": torchdistill,
     "textbrewer": textbrewer,
     "kd_lib": kd_lib,
+    "googlenet-published": googlenet_published,
+    "googlenet-intended": googlenet_intended,
 }
 
 

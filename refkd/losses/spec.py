@@ -19,13 +19,14 @@ from refkd.errors import (
 
 __all__ = ["DIVERGENCES", "FORMULAS", "SAME_GRADIENT", "KDSpec", "batch_over_divisor"]
 
-DIVERGENCES = ("kl", "cross_entropy", "reverse_kl", "mse_probabilities")
+DIVERGENCES = ("kl", "cross_entropy", "reverse_kl", "mse_probabilities", "kl_without_log")
 SAME_GRADIENT = frozenset({"kl", "cross_entropy"})
 FORMULAS = {
     "kl": "KL(t ‖ s)",
     "cross_entropy": "H(t, s)",
     "reverse_kl": "KL(s ‖ t)",
     "mse_probabilities": "‖s − t‖²",
+    "kl_without_log": "Σ_c t(log t − s)",
 }
 
 
@@ -46,8 +47,10 @@ class KDSpec:
         Whether the soft term is multiplied by T².
     reduction : {"batchmean", "mean", "sum"}
         R = B, B·C or 1, for a batch of B and C classes.
-    divergence : {"kl", "cross_entropy", "reverse_kl", "mse_probabilities"}
-        D: Σ t (log t − log s); −Σ t log s; Σ s (log s − log t); Σ (s − t)².
+    divergence : {"kl", "cross_entropy", "reverse_kl", "mse_probabilities", "kl_without_log"}
+        D: Σ t (log t − log s); −Σ t log s; Σ s (log s − log t); Σ (s − t)²; and
+        Σ t (log t − s), which ``nn.KLDivLoss`` computes where it is given a softmax for a
+        log-softmax: no divergence, but in circulation.
     alpha_weights : {"hard", "soft", None}
         Which term ``alpha`` stands on where the convention ties the two weights by
         one alpha; None where they are free.
@@ -171,6 +174,11 @@ class KDSpec:
             lines.append(
                 f"the soft gradient is {_gradient_shape(self.divergence)}, not a multiple of s − t"
             )
+        if self.divergence == "kl_without_log":
+            lines.append(
+                "a softmax stands where its logarithm is due: the soft term is negative and "
+                "rewards certainty of the teacher's first choice, not likeness to the teacher"
+            )
         if self.alpha is not None:
             lines.append(
                 f"alpha = {self.alpha:g} weights the {self.alpha_weights} term in this convention"
@@ -230,6 +238,7 @@ def _gradient_shape(divergence: str) -> str:
     return {
         "reverse_kl": "∝ s⊙(ℓ − ⟨s, ℓ⟩) with ℓ = log s − log t",
         "mse_probabilities": "∝ s⊙(d − ⟨s, d⟩) with d = s − t",
+        "kl_without_log": "∝ −s⊙(t − ⟨s, t⟩)",
     }[divergence]
 
 

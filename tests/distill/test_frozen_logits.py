@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refkd.data.dataset import Split, to_batch
+from refkd.data.dataset import Normalization, Split, to_batch
 from refkd.distill import LogitDistillation, Stage, frozen_logits
 from refkd.losses import KDSpec
 from refkd.models import create
@@ -22,7 +22,7 @@ from refkd.train.loop import begin, train
 from refkd.train.optim import Adam
 from refkd.train.schedule import Constant
 
-SCALE = 1 / 255
+NORMALIZATION = Normalization(1 / 255)
 
 
 def network(features: int, *hidden: int, classes: int = 10, dropout: float = 0.0) -> Any:
@@ -96,14 +96,16 @@ def test_training_with_stored_and_with_live_logits_is_the_same_bit_for_bit(
     teacher, student = NETWORKS["digits"], network(64, 16, dropout=0.2)
     teacher_params, teacher_state = teacher.init(rng)
     split = Split(rng.integers(256, size=(90, 8, 8)).astype(np.uint8), rng.integers(10, size=90))
-    images = to_batch(split.images, SCALE, np.float32)
+    images = to_batch(split.images, NORMALIZATION, np.float32)
     logits = frozen_logits(teacher, teacher_params, teacher_state, images, block=batch_size)
     spec = KDSpec.preset("hinton", temperature=4.0, alpha=0.1)
 
     def trained(teacher_network: Any, split: Split, frozen: Any) -> Any:
         objective = LogitDistillation(student, teacher_network, spec)
         stage = Stage(objective, Adam(1e-2), Constant(), epochs=4, batch_size=batch_size)
-        return train([stage], begin([stage], 5, frozen_params=frozen), split, scale=SCALE)
+        return train(
+            [stage], begin([stage], 5, frozen_params=frozen), split, normalization=NORMALIZATION
+        )
 
     live = trained(teacher, split, add_prefix("teacher", teacher_params))
     stored = trained(None, Split(split.images, split.labels, logits), {})

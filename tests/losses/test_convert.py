@@ -15,7 +15,9 @@ from refkd.losses import PRESETS, KDSpec, distillation_loss
 
 EPS = np.finfo(np.float64).eps
 TIED = {"hinton", "kldiv-mean-2aT2", "batchmean-no-T2", "deit", "kd_lib"}
-FREE = {"labml", "textbrewer"}
+FREE = {"labml", "textbrewer", "googlenet-published", "googlenet-intended"}
+# What is no multiple of s − t stands alone.
+FUNCTION = {"kd_lib": "mse_probabilities", "googlenet-published": "kl_without_log"}
 
 
 def preset(name: str, temperature: float, alpha: float) -> KDSpec:
@@ -64,7 +66,7 @@ def test_conversion_gives_the_same_gradient_or_says_why_it_cannot(
         reason = str(error)
     else:
         reason = ""
-    if (source == "kd_lib") != (target == "kd_lib"):
+    if FUNCTION.get(source) != FUNCTION.get(target):
         assert "are different functions of s and t" in reason
         return
     if reason:
@@ -84,8 +86,8 @@ def test_conversion_gives_the_same_gradient_or_says_why_it_cannot(
 
 
 @given(
-    source=st.sampled_from(sorted(set(PRESETS) - {"kd_lib"})),
-    target=st.sampled_from(["labml", "torchdistill", "textbrewer"]),
+    source=st.sampled_from(sorted(PRESETS.keys() - FUNCTION.keys())),
+    target=st.sampled_from(["labml", "torchdistill", "textbrewer", "googlenet-intended"]),
     temperature=st.floats(0.5, 20),
     alpha=st.floats(0.01, 0.99),
     **SIZES,
@@ -100,7 +102,7 @@ def test_a_convention_with_free_weights_can_always_be_reached(
 
 
 @given(
-    source=st.sampled_from(sorted(set(PRESETS) - {"kd_lib"})),
+    source=st.sampled_from(sorted(PRESETS.keys() - FUNCTION.keys())),
     target=st.sampled_from(sorted(TIED - {"kd_lib"})),
     temperature=st.floats(0.5, 20),
     alpha=st.floats(0.05, 0.95),
@@ -157,6 +159,22 @@ def test_the_reverse_divergence_is_another_function() -> None:
     with pytest.raises(ConfigError, match=r"KL\(t ‖ s\) and of KL\(s ‖ t\)"):
         KDSpec(2.0, 0.5, 0.5).convert(reverse)
     assert reverse.convert(replace(reverse, reduction="sum"), batch_size=4).soft_weight == 0.125
+
+
+def test_a_missing_logarithm_cannot_be_weighted_away() -> None:
+    published = KDSpec.preset("googlenet-published")
+    with pytest.raises(ConfigError, match=r"Σ_c t\(log t − s\) and of KL\(t ‖ s\)"):
+        published.convert("googlenet-intended")
+    with pytest.raises(ConfigError, match=r"KL\(t ‖ s\) and of Σ_c t\(log t − s\)"):
+        KDSpec.preset("hinton", temperature=5.0, alpha=0.55).convert("googlenet-published")
+    scaled = published.convert(replace(published, t_squared=True))
+    assert (scaled.hard_weight, scaled.soft_weight) == (0.55, pytest.approx(0.45 / 25))
+    assert_same_gradient(published, scaled, 3, 5)
+
+
+def test_what_googlenet_was_meant_to_learn_from_is_the_paper_without_its_t_squared() -> None:
+    spec = KDSpec.preset("googlenet-intended").convert("batchmean-no-T2")
+    assert spec.alpha == pytest.approx(0.55)
 
 
 def test_a_size_that_is_needed_is_asked_for() -> None:

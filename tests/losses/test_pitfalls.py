@@ -1,7 +1,7 @@
 """Mistakes in circulation, each as a runnable counter-example beside the right form.
 
-They concern the loss; those of training (teacher mode, checkpoints, unequal epochs)
-are shown where training is tested.
+They concern the loss; those of training (the modes of teacher and student, checkpoints,
+unequal epochs) are shown where training is tested.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def test_a_softmax_where_a_log_softmax_is_due_makes_the_loss_negative(logits) ->
     z, v = logits
     s, t = softmax_forward(z, temperature=T), softmax_forward(v, temperature=T)
     assert kldiv(s, t) < 0 < kldiv(np.log(s), t)
+    spec = KDSpec(T, 0.0, 1.0, t_squared=False, divergence="kl_without_log")
+    assert distillation_loss(z, v, None, spec)[0] == pytest.approx(kldiv(s, t), rel=1e-14)
     # −H(t) − ⟨t, s⟩ is negative whatever the student does, its own teacher included.
     assert kldiv(t, t) < 0
 
@@ -64,6 +66,8 @@ def test_a_softmax_where_a_log_softmax_is_due_has_another_gradient(logits) -> No
     stated = -s * (t - (t * s).sum(axis=1, keepdims=True)) / (B * T)
     by_chain_rule = softmax_backward(-t / B, s, temperature=T)
     np.testing.assert_allclose(by_chain_rule, stated, rtol=1e-13)
+    without_log = soft_gradient(z, v, t_squared=False, divergence="kl_without_log")
+    np.testing.assert_allclose(without_log, stated, rtol=1e-13)
     u = np.random.default_rng(1).standard_normal(z.shape)
     s_stepped = softmax_forward(z + 1e-30j * u, temperature=T)
     step = -(t * s_stepped).sum().imag / B / 1e-30
@@ -78,9 +82,31 @@ def test_a_softmax_where_a_log_softmax_is_due_rewards_the_argmax(logits) -> None
     one_hot = np.eye(C)[v.argmax(axis=1)]
     assert kldiv(one_hot, t) < kldiv(t, t)
     # Even the perfect student is pushed on: up at the teacher's argmax.
-    push = -softmax_backward(-t / B, t, temperature=T)
+    push = -soft_gradient(v, v, divergence="kl_without_log")
     np.testing.assert_array_equal(push.argmax(axis=1), v.argmax(axis=1))
     assert (push.max(axis=1) > 0).all()
+
+
+def test_a_softmax_where_a_log_softmax_is_due_lets_a_certain_student_be_wrong(logits) -> None:
+    _, v = logits
+    wrong = 1e3 * np.eye(C)[v.argmin(axis=1)]
+    assert np.abs(soft_gradient(wrong, v, divergence="kl_without_log")).max() < 1e-90
+    assert np.abs(soft_gradient(wrong, v)).max() > 0.5 * T / B
+
+
+def test_a_softmax_where_a_log_softmax_is_due_trains_without_end(logits) -> None:
+    # Plain gradient descent from the teacher itself: away from it, to certainty.
+    _, v = logits
+    z, likeness, confidence = v.copy(), [], []
+    for _ in range(5):
+        for _ in range(200):
+            z -= 20 * soft_gradient(z, v, divergence="kl_without_log")
+        likeness.append(-softmax_kl_forward(v, z, temperature=T)[0])
+        confidence.append(softmax_forward(z, temperature=T).max(axis=1).mean())
+    assert likeness == sorted(likeness, reverse=True)
+    assert confidence == sorted(confidence)
+    assert confidence[-1] > 0.9
+    np.testing.assert_array_equal(z.argmax(axis=1), v.argmax(axis=1))
 
 
 def test_swapped_arguments_give_the_other_divergence(logits) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from refkd.errors import ConfigError
 from refkd.losses import PRESETS, KDSpec, distillation_loss
+from refkd.losses.spec import DIVERGENCES
 from refkd.ops import softmax_forward
 
 EPS = np.finfo(np.float64).eps
@@ -30,6 +31,7 @@ COEFFICIENTS: list[tuple[str, dict[str, float | None], float, float]] = [
     ("torchdistill", {"temperature": T, "alpha": None, "beta": BETA}, 0, 1 / T),
     ("torchdistill", {"temperature": T, "alpha": 0, "beta": BETA}, 0, 1 / T),
     ("textbrewer", {"temperature": T, "hard_weight": 0.2, "soft_weight": 3}, 0.2, 3 / T),
+    ("googlenet-intended", {}, 0.55, 0.45 / 5),
 ]
 table = pytest.mark.parametrize(("name", "parameters", "hard", "soft"), COEFFICIENTS)
 
@@ -58,13 +60,30 @@ def test_the_gradient_really_has_the_coefficient_of_the_table(
     assert np.abs(dz - hard_part - soft_part).max() <= 32 * EPS * np.abs(dz).max()
 
 
-def test_every_preset_stands_in_the_table_but_the_one_that_is_no_divergence() -> None:
-    assert {name for name, *_ in COEFFICIENTS} | {"kd_lib"} == set(PRESETS)
+def test_every_preset_stands_in_the_table_but_those_that_are_no_divergence() -> None:
+    stated = {name for name, *_ in COEFFICIENTS}
+    assert stated | {"kd_lib", "googlenet-published"} == set(PRESETS)
     spec = KDSpec.preset("kd_lib", temperature=T, alpha=ALPHA)
     assert (spec.divergence, spec.reduction) == ("mse_probabilities", "mean")
     assert (spec.hard_weight, spec.effective_soft_weight) == (1 - ALPHA, pytest.approx(0.3 * 49))
     with pytest.raises(ConfigError, match="not a multiple of"):
         spec.coefficient(num_classes=C)
+
+
+def test_the_published_loss_of_googlenet_has_a_gradient_of_its_own() -> None:
+    spec = KDSpec.preset("googlenet-published")
+    assert (spec.divergence, spec.reduction) == ("kl_without_log", "batchmean")
+    assert (spec.temperature, spec.hard_weight, spec.effective_soft_weight) == (5, 0.55, 0.45)
+    with pytest.raises(ConfigError, match=r"Σ_c t\(log t − s\) is ∝ −s⊙\(t − ⟨s, t⟩\), not a mul"):
+        spec.coefficient()
+    rng = np.random.default_rng(0)
+    z, v = 3 * rng.standard_normal((2, 6, C))
+    labels = rng.integers(C, size=6)
+    _, dz = distillation_loss(z, v, labels, spec)
+    s, t = softmax_forward(z, temperature=5), softmax_forward(v, temperature=5)
+    soft_part = -0.45 / (5 * 6) * s * (t - (t * s).sum(axis=1, keepdims=True))
+    hard_part = 0.55 * (softmax_forward(z) - np.eye(C)[labels]) / 6
+    assert np.abs(dz - hard_part - soft_part).max() <= 32 * EPS * np.abs(dz).max()
 
 
 @pytest.mark.parametrize(
@@ -138,10 +157,24 @@ def test_explain_gives_a_formula_where_the_number_depends_on_a_size() -> None:
 
 
 def test_explain_names_the_gradient_of_what_is_no_forward_divergence() -> None:
-    for divergence, words in (("reverse_kl", "ℓ = log s − log t"), ("mse_probabilities", "s⊙(d")):
+    for divergence, words in (
+        ("reverse_kl", "ℓ = log s − log t"),
+        ("mse_probabilities", "s⊙(d"),
+        ("kl_without_log", "−s⊙(t − ⟨s, t⟩)"),
+    ):
         text = KDSpec(4.0, 0.1, 0.9, divergence=divergence).explain()
         assert words in text
         assert "k·(s − t)" not in text
+
+
+def test_explain_tells_the_published_mistake_of_a_missing_logarithm() -> None:
+    published = KDSpec.preset("googlenet-published").explain()
+    assert published.startswith("L = 0.55·CE(q, y) + 0.45·Σ_batch Σ_c t(log t − s)/B\n")
+    assert "a softmax stands where its logarithm is due: the soft term is negative" in published
+    assert "there is no T²: the soft gradient is 25 times weaker" in published
+    intended = KDSpec.preset("googlenet-intended").explain()
+    assert "k = 0.45/T = 0.09\n" in intended
+    assert "logarithm" not in intended
 
 
 def test_explain_at_temperature_one_does_not_complain() -> None:
@@ -186,6 +219,10 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
         KDSpec(2.0, 0.5, 0.5, reduction="batch_mean")
     with pytest.raises(ConfigError, match="did you mean 'reverse_kl'"):
         KDSpec(2.0, 0.5, 0.5, divergence="reversekl")
+    with pytest.raises(ConfigError, match="did you mean 'kl_without_log'"):
+        KDSpec(2.0, 0.5, 0.5, divergence="kl_no_log")
+    with pytest.raises(ConfigError, match="did you mean 'googlenet-published'"):
+        KDSpec.preset("googlenet_published")
     with pytest.raises(ConfigError, match="alpha_weights must be one of 'hard', 'soft'"):
         KDSpec(2.0, 0.5, 0.5, alpha_weights="both")
 
@@ -197,7 +234,7 @@ def test_a_spec_is_a_frozen_value() -> None:
         spec.temperature = 3.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("divergence", ["kl", "cross_entropy", "reverse_kl", "mse_probabilities"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_numpy_numbers_in_a_spec_keep_float32(divergence: str) -> None:
     temperature, hard, soft = np.linspace(0.5, 2.5, 3)
     spec = KDSpec(temperature, hard, soft, divergence=divergence)

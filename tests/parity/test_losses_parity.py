@@ -107,6 +107,36 @@ def test_divergence_with_gradients_of_both_sides(
     assert_parity(ours_b, db, unit)
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+@given(
+    batch=BATCH,
+    classes=CLASSES,
+    seed=SEED,
+    temperature=st.floats(0.5, 20),
+    reduction=st.sampled_from(["batchmean", "mean", "sum", "none"]),
+)
+@few
+def test_divergence_of_a_softmax_without_its_logarithm(
+    assert_parity, autograd, batch: int, classes: int, seed: int, temperature: float, reduction: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    z, v = 3 * rng.standard_normal((2, batch, classes))
+    dloss = cotangent(rng, reduction, (batch,))
+    t = torch.softmax(torch.from_numpy(v) / temperature, dim=-1)
+
+    def divergence(a):
+        value = F.kl_div(torch.softmax(a / temperature, dim=-1), t, reduction=reduction)
+        return value.sum(dim=-1) if reduction == "none" else value
+
+    value, dz = autograd(divergence, (z,), dloss)
+    options = {"temperature": temperature, "reduction": reduction}
+    loss, s, ours_t = losses.softmax_kl_without_log_forward(z, v, **options)
+    assert_parity(loss, value)
+    # t − ⟨t, s⟩ is a difference of probabilities.
+    unit = np.abs(dloss).max() / (temperature * batch * classes)
+    assert_parity(losses.softmax_kl_without_log_backward(dloss, s, ours_t, **options), dz, unit)
+
+
 @given(
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple),
     seed=SEED,

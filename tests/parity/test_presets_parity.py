@@ -105,6 +105,22 @@ def kd_lib(z, v, y, *, temperature: float, alpha: float):
     return (1 - alpha) * F.cross_entropy(z, y) + (alpha * temperature * temperature) * kd
 
 
+def googlenet_published(z, v, y, *, temperature: float, soft_weight: float, hard_weight: float):
+    """nn.KLDivLoss(reduction="batchmean")(softmax(z/T), softmax(v/T)): no logarithm."""
+    kd = torch.nn.KLDivLoss(reduction="batchmean")(
+        F.softmax(z / temperature, dim=1), F.softmax(v / temperature, dim=1)
+    )
+    return hard_weight * F.cross_entropy(z, y) + soft_weight * kd
+
+
+def googlenet_intended(z, v, y, *, temperature: float, soft_weight: float, hard_weight: float):
+    """The same with log_softmax(z/T)."""
+    kd = torch.nn.KLDivLoss(reduction="batchmean")(
+        F.log_softmax(z / temperature, dim=1), F.softmax(v / temperature, dim=1)
+    )
+    return hard_weight * F.cross_entropy(z, y) + soft_weight * kd
+
+
 TIED = {"alpha": st.floats(0, 1)}
 FREE = {"hard_weight": st.floats(0, 2), "soft_weight": st.floats(0.01, 100)}
 SOURCES: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
@@ -118,6 +134,8 @@ SOURCES: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("torchdistill", torchdistill, {"alpha": st.sampled_from([None, 0]), "beta": st.floats(0, 2)}),
     ("textbrewer", textbrewer, FREE),
     ("kd_lib", kd_lib, TIED),
+    ("googlenet-published", googlenet_published, FREE),
+    ("googlenet-intended", googlenet_intended, FREE),
 ]
 
 

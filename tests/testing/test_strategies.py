@@ -315,14 +315,18 @@ def test_every_preset_is_drawn_with_its_own_parameters(name: str) -> None:
     spec = minimal(kd_specs(name, st.just(8.0)), lambda spec: True)
     assert spec.temperature == 8
     simplest = {"torchdistill": {}, "labml": {"soft_weight": 1.0, "hard_weight": 1.0}}
-    simplest["textbrewer"] = simplest["labml"]
+    for free in ("textbrewer", "googlenet-published", "googlenet-intended"):
+        simplest[free] = simplest["labml"]
     assert spec == KDSpec.preset(name, temperature=8.0, **simplest.get(name, {"alpha": 0.5}))
 
 
 @pytest.mark.parametrize(
     "condition",
     [
-        *(lambda s, d=d: s.divergence == d for d in ("cross_entropy", "reverse_kl")),
+        *(
+            lambda s, d=d: s.divergence == d
+            for d in ("cross_entropy", "reverse_kl", "kl_without_log")
+        ),
         *(
             lambda s, r=r: s.divergence == "reverse_kl" and s.reduction == r
             for r in ("sum", "mean")

@@ -1,8 +1,8 @@
-"""A data set in memory: images, labels and, where there are any, a teacher's logits.
+"""A data set: images, labels and, where there are any, a teacher's logits.
 
-Images keep the dtype they are stored in (uint8 is a quarter of float32) and are
-converted batch by batch with `to_batch`. Whatever a reader produced is checked
-here once, on construction. Files are read elsewhere, augmentation is elsewhere.
+Images keep the dtype they are stored in (uint8 is a quarter of float32), or stay in
+their files, and are converted batch by batch with `to_batch`. Whatever a reader produced
+is checked here once, on construction. Files are read elsewhere, augmentation is elsewhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from refkd.data.image_files import ImageFiles
 from refkd.errors import DataError
 
-__all__ = ["Dataset", "Split", "to_batch"]
+__all__ = ["Dataset", "Normalization", "Split", "to_batch"]
 
 _SCAN_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What makes stored pixels model inputs: (pixels · scale − mean) / std, per channel.
+
+    Attributes
+    ----------
+    scale : float, > 0
+        Brings stored pixels to the range that ``mean`` and ``std`` are given in: 1/255
+        for uint8 images, 1 for floating ones.
+    mean, std : tuple of float
+        One per channel, or one for all; ``std`` > 0.
+
+    Raises
+    ------
+    DataError
+        On construction, if a value is not finite, or ``scale`` or ``std`` not positive.
+    """
+
+    scale: float
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        positive = (self.scale, *self.std)
+        if not all(map(math.isfinite, (*positive, *self.mean))) or not min(positive) > 0:
+            raise DataError(
+                f"Normalization: scale and std must be finite and > 0 and mean finite, got {self}"
+            )
+        if not len(self.mean) == len(self.std) >= 1:
+            raise DataError(
+                f"Normalization: expected as many means as standard deviations, got {self}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +63,7 @@ class Split:
 
     Parameters
     ----------
-    images : (N, ...) array
+    images : (N, ...) array or ImageFiles
         uint8 or floating, every value finite; kept as it is.
     labels : (N,) array
         Class indices >= 0, of any integer dtype; held as int64.
@@ -42,7 +77,7 @@ class Split:
         label is negative, or an image or logit is NaN or infinite.
     """
 
-    images: NDArray[Any]
+    images: NDArray[Any] | ImageFiles
     labels: NDArray[np.int64]
     teacher_logits: NDArray[Any] | None = None
 
@@ -57,10 +92,13 @@ class Split:
         return len(self.images)
 
     def take(self, indices: Any) -> Split:
-        """A new split of the rows at ``indices`` (integers or a boolean mask), in that order."""
-        logits = self.teacher_logits
+        """A new split of the rows at ``indices`` (integers or a boolean mask), in that order.
+
+        Images in files stay there.
+        """
+        images, logits = self.images, self.teacher_logits
         return Split(
-            self.images[indices],
+            images.subset(indices) if isinstance(images, ImageFiles) else images[indices],
             self.labels[indices],
             None if logits is None else logits[indices],
         )
@@ -79,9 +117,10 @@ class Dataset:
         At least 2; every label is below it.
     class_names : tuple of str
         ``num_classes`` of them.
-    scale : float
-        Factor that brings stored pixels to model inputs, > 0: 1/255 for uint8
-        images, 1 for floating ones.
+    normalization : Normalization
+        What makes the stored images model inputs.
+    skipped : int
+        Files that a reader was told to leave out where it could not read them.
 
     Raises
     ------
@@ -96,7 +135,8 @@ class Dataset:
     validation: Split | None
     num_classes: int
     class_names: tuple[str, ...]
-    scale: float
+    normalization: Normalization
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -109,9 +149,11 @@ class Dataset:
                 f"Dataset {self.name!r}: expected {self.num_classes} class names, "
                 f"got {len(self.class_names)}"
             )
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        channels = len(self.normalization.mean)
+        if channels > 1 and self.image_shape[:1] != (channels,):
             raise DataError(
-                f"Dataset {self.name!r}: scale must be finite and > 0, got {self.scale!r}"
+                f"Dataset {self.name!r}: normalization has {channels} channels, the images "
+                f"{self.image_shape}"
             )
         for split_name in ("train", "test", "validation"):
             split = getattr(self, split_name)
@@ -124,12 +166,23 @@ class Dataset:
         return self.train.images.shape[1:]
 
     def sha256(self) -> str:
-        """Digest of all images, labels and logits: two data sets that differ have two."""
+        """Digest of all images, labels and logits: two data sets that differ have two.
+
+        Images in files count by the bytes of the files and the size they are resized to.
+
+        Raises
+        ------
+        DataError
+            If a file of images cannot be read.
+        """
         digest = hashlib.sha256()
         for split in (self.train, self.test, self.validation):
             for array in (split.images, split.labels, split.teacher_logits) if split else ():
                 if array is not None:
                     digest.update(f"{array.dtype.str}{array.shape}".encode())
+                if isinstance(array, ImageFiles):
+                    array.digest_into(digest)
+                elif array is not None:
                     digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -153,28 +206,36 @@ class Dataset:
             )
 
 
-def to_batch(images: NDArray[Any], scale: float, dtype: DTypeLike) -> NDArray[Any]:
-    """Convert stored images to model inputs, ``images * scale``.
+def to_batch(images: NDArray[Any], normalization: Normalization, dtype: DTypeLike) -> NDArray[Any]:
+    """Convert stored images to model inputs, ``(images * scale - mean) / std``.
 
     Parameters
     ----------
     images : (B, ...) array, uint8 or floating
-    scale : float
-        `Dataset.scale`.
+    normalization : Normalization
     dtype : float32 or float64
-        Dtype of the result; the product is rounded in it once.
+        Dtype of the result, in which every step is rounded.
 
     Returns
     -------
     (B, ...) array of ``dtype``, fresh.
     """
     batch = images.astype(dtype)
-    batch *= scale
+    batch *= normalization.scale
+    if any(normalization.mean):
+        batch -= _per_channel(normalization.mean, batch)
+    if any(value != 1 for value in normalization.std):
+        batch /= _per_channel(normalization.std, batch)
     return batch
 
 
-def _check_images(images: NDArray[Any]) -> None:
-    if not isinstance(images, np.ndarray) or images.ndim < 2:
+def _per_channel(values: tuple[float, ...], batch: NDArray[Any]) -> NDArray[Any]:
+    shape = (1,) * batch.ndim if len(values) == 1 else (1, -1, *(1,) * (batch.ndim - 2))
+    return np.asarray(values, batch.dtype).reshape(shape)
+
+
+def _check_images(images: NDArray[Any] | ImageFiles) -> None:
+    if not isinstance(images, np.ndarray | ImageFiles) or len(images.shape) < 2:
         raise DataError(
             f"Split: images must be an array of shape (N, ...) with at least two axes, "
             f"got {_describe(images)}"
@@ -186,7 +247,8 @@ def _check_images(images: NDArray[Any]) -> None:
             f"Split: images must be uint8 or floating, got {images.dtype}; "
             f"convert them with images.astype(numpy.uint8) or numpy.float32"
         )
-    _check_finite("images", images)
+    if isinstance(images, np.ndarray):
+        _check_finite("images", images)
 
 
 def _checked_labels(labels: NDArray[Any], rows: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.data._files import memory_limit, open_regular, read_exactly, reading
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.errors import DataError
 
 __all__ = ["load_mnist", "read_idx"]
@@ -77,7 +77,7 @@ def load_mnist(folder: str | os.PathLike[str]) -> Dataset:
     Returns
     -------
     Dataset
-        uint8 images with ``scale`` 1/255, the published train and test splits,
+        uint8 images to be scaled by 1/255, the published train and test splits,
         no validation split.
 
     Raises
@@ -98,7 +98,7 @@ def load_mnist(folder: str | os.PathLike[str]) -> Dataset:
             validation=None,
             num_classes=10,
             class_names=tuple("0123456789"),
-            scale=1 / 255,
+            normalization=Normalization(1 / 255),
         )
 
 

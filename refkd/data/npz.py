@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from refkd.data._files import memory_limit, open_regular, reading
 from refkd.data._npy import NpyStream, open_archive, open_member, open_npy
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.errors import DataError, suggest
 
 __all__ = ["load_npz", "read_teacher_logits"]
@@ -37,8 +37,8 @@ def load_npz(
     Parameters
     ----------
     path : path-like
-        Its arrays: ``x`` (N, ...) images, uint8 (``scale`` 1/255) or floating
-        (``scale`` 1); ``y`` (N,) integer labels from 0; optionally ``split`` (N,)
+        Its arrays: ``x`` (N, ...) images, uint8 (scaled by 1/255) or floating
+        (as they are); ``y`` (N,) integer labels from 0; optionally ``split`` (N,)
         of ``"train"``, ``"validation"``, ``"test"`` or of 0, 1, 2 in that order;
         optionally ``teacher_logits`` (N, C), floating.
     teacher_logits : path-like, optional
@@ -95,7 +95,7 @@ def load_npz(
             validation=validation,
             num_classes=num_classes,
             class_names=tuple(map(str, range(num_classes))),
-            scale=1 / 255 if train.images.dtype == np.uint8 else 1.0,
+            normalization=Normalization(1 / 255 if train.images.dtype == np.uint8 else 1.0),
         )
 
 

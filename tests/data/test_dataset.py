@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refkd.data import Dataset, Split, load_digits, to_batch
+from refkd.data import Dataset, Normalization, Split, load_digits, to_batch
 from refkd.errors import DataError
 
 
@@ -23,7 +23,7 @@ def dataset(**changes: object) -> Dataset:
         "validation": None,
         "num_classes": 3,
         "class_names": ("a", "b", "c"),
-        "scale": 1.0,
+        "normalization": Normalization(1.0),
     }
     return Dataset(**(fields | changes))  # type: ignore[arg-type]
 
@@ -128,8 +128,7 @@ def test_logits_of_ten_thousand_are_accepted() -> None:
         ({"num_classes": 1, "class_names": ("a",)}, "at least 2 classes, got 1"),
         ({"class_names": ("a", "b")}, "3 class names, got 2"),
         ({"num_classes": 2, "class_names": ("a", "b")}, "0 to 1, got 2 in row 2"),
-        ({"scale": 0.0}, "scale"),
-        ({"scale": float("nan")}, "scale"),
+        ({"normalization": Normalization(1.0, (0.5, 0.5, 0.5), (1, 1, 1))}, "3 channels"),
         ({"test": Split(np.zeros((1, 2, 2), np.float32), np.array([0]))}, r"test images.*\(2, 3\)"),
         ({"test": Split(np.zeros((1, 2, 3), np.uint8), np.array([0]))}, "test images.*uint8"),
         ({"validation": Split(np.zeros((1, 2, 3), np.float32), np.array([3]))}, "validation"),
@@ -159,11 +158,44 @@ def test_to_batch_is_the_product_in_the_dtype_asked_for(
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (3, 4, 5)).astype(stored)
     before = images.copy()
-    batch = to_batch(images, 1 / 255, dtype)
+    batch = to_batch(images, Normalization(1 / 255), dtype)
     assert batch.dtype == dtype
     np.testing.assert_array_equal(batch, images.astype(dtype) * dtype(1 / 255))
     np.testing.assert_array_equal(images, before)
     assert not np.shares_memory(batch, images)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.5,), (0.25,)), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.0, 0.0, 1.0), (1.0, 1.0, 1.0))],
+)
+def test_to_batch_normalises_each_channel(
+    dtype: type, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.uint8)
+    batch = to_batch(images, Normalization(1 / 255, mean, std), dtype)
+    means, stds = (np.broadcast_to(v, 3).reshape(3, 1, 1) for v in (mean, std))
+    assert batch.dtype == dtype
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(batch, (images / 255 - means) / stds, rtol=0, atol=8 * eps)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.0,),
+        (float("nan"),),
+        (1.0, (float("inf"),), (1.0,)),
+        (1.0, (0.0,), (0.0,)),
+        (1.0, (0.0,), (-1.0,)),
+        (1.0, (0.0, 0.0), (1.0,)),
+        (1.0, (), ()),
+    ],
+)
+def test_a_normalization_that_makes_no_sense_is_refused(values: tuple[object, ...]) -> None:
+    with pytest.raises(DataError, match=r"Normalization: (expected|scale and std must be finite)"):
+        Normalization(*values)  # type: ignore[arg-type]
 
 
 def test_the_digest_tells_any_change_of_a_data_set() -> None:

@@ -25,7 +25,7 @@ def test_the_shipped_digits_are_the_published_ones_in_file_order() -> None:
 def test_digits_scale_to_the_unit_interval() -> None:
     digits = load_digits()
     assert digits.train.images.dtype == np.uint8
-    assert digits.train.images.max() * digits.scale == 1
+    assert digits.train.images.max() * digits.normalization.scale == 1
     assert digits.image_shape == (8, 8)
     assert np.unique(digits.train.labels).tolist() == list(range(digits.num_classes))
 

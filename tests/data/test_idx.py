@@ -212,7 +212,7 @@ def test_load_mnist_takes_the_names_in_use(tmp_path: Path, mark: str, suffix: st
     np.testing.assert_array_equal(mnist.train.images, IMAGES)
     np.testing.assert_array_equal(mnist.test.labels, LABELS)
     assert mnist.train.images.dtype == np.uint8
-    assert mnist.train.images.max() * mnist.scale == 1
+    assert mnist.train.images.max() * mnist.normalization.scale == 1
     assert mnist.validation is None
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refkd.data import Dataset, load_npz, read_teacher_logits
+from refkd.data import Dataset, Normalization, load_npz, read_teacher_logits
 from refkd.errors import DataError
 
 ALLOWED = 64_000_000
@@ -52,7 +52,7 @@ def same(one: Dataset, other: Dataset) -> bool:
             if split is not None
             for array in (split.images, split.labels, np.array(split.teacher_logits))
         ]
-        return [dataset.num_classes, dataset.scale, *(array.tobytes() for array in arrays)]
+        return [dataset.num_classes, dataset.normalization, *(array.tobytes() for array in arrays)]
 
     return content(one) == content(other)
 
@@ -96,7 +96,7 @@ def test_each_row_arrives_in_its_split_with_its_label_and_logits(
     mine = load_npz(path)
     assert mine.name == "mine"
     assert mine.num_classes == 4
-    assert mine.scale == (1 / 255 if dtype == "u1" else 1)
+    assert mine.normalization == Normalization(1 / 255 if dtype == "u1" else 1)
     for index, part in enumerate((mine.train, mine.validation, mine.test)):
         assert part is not None
         np.testing.assert_array_equal(part.images, x[code == index])

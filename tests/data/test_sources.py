@@ -54,7 +54,7 @@ def test_teacher_logits_reach_an_npz_file(npz: Path, tmp_path: Path) -> None:
     ("source", "reason"),
     [
         ("digit", "did you mean 'digits'"),
-        ("nowhere/at/all", "'digits', a folder .* or an .npz file .* does not exist"),
+        ("nowhere/at/all", "'digits', a folder .*CIFAR-10.* or an .npz file .* does not exist"),
         ("mnist", "refkd data fetch mnist"),
         ("a" * 5000, "load"),
         ("nul\0", "does not exist"),
@@ -73,6 +73,19 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_folder_without_mnist_names_the_files_and_the_command(tmp_path: Path) -> None:
+def test_a_folder_of_none_of_the_layouts_names_each_and_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"lacks train-images-idx3-ubyte.*refkd data fetch mnist"):
         load(tmp_path)
+    with pytest.raises(DataError, match=r"data_batch_1\.bin .*train/CLASS/\*\.jpg"):
+        load(tmp_path)
+
+
+def test_a_folder_with_a_part_of_mnist_is_told_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "t10k-labels.idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"lacks train-images-idx3-ubyte, train-labels.*fetch"):
+        load(tmp_path)
+
+
+def test_an_image_size_is_not_asked_of_other_sources(npz: Path) -> None:
+    assert load("digits", image_size=32).image_shape == (8, 8)
+    assert load(npz, image_size=32).image_shape == (4,)

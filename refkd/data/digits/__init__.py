@@ -10,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
 
 __all__ = ["load_digits"]
 
@@ -25,7 +25,7 @@ def load_digits() -> Dataset:
     Returns
     -------
     Dataset
-        uint8 images (N, 8, 8) of values 0 to 16, ``scale`` 1/16, ten classes:
+        uint8 images (N, 8, 8) of values 0 to 16, to be scaled by 1/16, ten classes:
         1,000 train, 297 validation and 500 test images.
 
     Notes
@@ -53,5 +53,5 @@ def load_digits() -> Dataset:
         validation=validation,
         num_classes=10,
         class_names=tuple("0123456789"),
-        scale=1 / 16,
+        normalization=Normalization(1 / 16),
     )

@@ -1,0 +1,155 @@
+"""Batches of images, decoded and augmented ahead of their use by background threads.
+
+What an image becomes depends on its own generator alone, so the batches are the same
+whatever the number of threads. Which rows make up a batch is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refkd.data.augment import Transform
+from refkd.data.image_files import ImageFiles
+from refkd.errors import ConfigError, DataError
+
+__all__ = ["batches", "in_order", "usable_cores"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def batches(
+    images: NDArray[Any] | ImageFiles,
+    order: Iterable[NDArray[np.integer]],
+    augment: Sequence[Transform],
+    generator_of: Callable[[int], np.random.Generator],
+    ahead: int = 4,
+    workers: int | None = None,
+) -> Generator[NDArray[Any], None, None]:
+    """Yield ``images[rows]``, augmented, for each array of rows in ``order``.
+
+    Parameters
+    ----------
+    images : (N, ...) array or ImageFiles
+        To be augmented an array must be uint8 of shape (N, C, H, W); files are augmented
+        at their native size.
+    order : iterable of integer arrays
+        The rows of each batch.
+    augment : sequence of transforms
+        Applied one after another, image by image. Without any, files are resized to
+        `ImageFiles.size` and an array is indexed, in the caller's thread.
+    generator_of : callable
+        Returns a fresh generator for a row; it is called in background threads.
+    ahead : int, >= 0
+        Batches that are prepared, or being prepared, beyond the one last yielded: the
+        bound on memory is ``ahead + 1`` batches and one native image per thread.
+    workers : int, >= 1, optional
+        Threads; by default as many as there are cores to use, ``ahead + 1`` at most.
+
+    Yields
+    ------
+    (B, ...) array
+        In the order of ``order``, each fresh. What a thread raises is raised where its
+        batch is due, and ends the iteration. Closing or dropping the iterator, or an
+        error, ends the threads before it returns.
+
+    Raises
+    ------
+    ConfigError
+        If ``ahead`` or ``workers`` is out of range, or images of that kind cannot be
+        augmented. While iterating: if the augmented images of a batch differ in size.
+    DataError
+        While iterating: if a file cannot be decoded, or a transform cannot take its image.
+    MissingExtra
+        While iterating: if Pillow is needed and not installed.
+    """
+    _check_count("ahead", ahead, 0)
+    if workers is not None:
+        _check_count("workers", workers, 1)
+    if isinstance(images, np.ndarray):
+        if not augment:
+            return (images[rows] for rows in order)
+        _check_can_be_augmented(images)
+
+    def prepare(rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+        if augment:
+            return _augmented(images, rows, augment, generator_of)
+        return images[rows]
+
+    return in_order(prepare, order, ahead=ahead, workers=workers or min(usable_cores(), ahead + 1))
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int, workers: int
+) -> Generator[_Result, None, None]:
+    """Yield ``function(item)`` of each item, in order, computed ahead in background threads.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+        Advanced in the caller's thread, ``ahead`` items beyond the one yielded.
+    ahead : int, >= 0
+    workers : int, >= 1
+    """
+    pending: deque[Future[_Result]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="refkd-loader")
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, where Python can tell, or the machine has."""
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
+
+
+def _augmented(
+    images: NDArray[Any] | ImageFiles,
+    rows: NDArray[np.integer],
+    augment: Sequence[Transform],
+    generator_of: Callable[[int], np.random.Generator],
+) -> NDArray[np.uint8]:
+    batch: NDArray[np.uint8] | None = None
+    for index, row in enumerate(map(int, rows)):
+        image = images.original(row) if isinstance(images, ImageFiles) else images[row]
+        rng = generator_of(row)
+        for transform in augment:
+            image = transform(image, rng)
+        if batch is None:
+            batch = np.empty((len(rows), *image.shape), np.uint8)
+        if image.shape != batch.shape[1:]:
+            raise ConfigError(
+                f"batches: expected augmented images of one size, got {batch.shape[1:]} and "
+                f"{image.shape}; let augment hold a transform to one size, such as Resize"
+            )
+        batch[index] = image
+    if batch is None:
+        raise DataError("batches: expected at least one row in every batch, got none")
+    return batch
+
+
+def _check_can_be_augmented(images: NDArray[Any]) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ConfigError(
+            f"batches: only uint8 images of shape (N, C, H, W) can be augmented, "
+            f"got {images.dtype} {images.shape}"
+        )
+
+
+def _check_count(name: str, count: object, least: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        raise ConfigError(f"batches: {name} must be an integer >= {least}, got {count!r}")

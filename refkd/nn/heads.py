@@ -12,7 +12,15 @@ from refkd.dispatch import Array
 from refkd.errors import ConfigError, suggest
 from refkd.nn.checks import check_names
 from refkd.nn.composite import backward_through, cotangents_of, split_off
-from refkd.nn.layer import Arrays, Layer, Shapes, add_cotangents, add_prefix, check_no_taps
+from refkd.nn.layer import (
+    Arrays,
+    Layer,
+    Shapes,
+    add_cotangents,
+    add_prefix,
+    check_no_taps,
+    split_by_prefix,
+)
 from refkd.nn.sequential import Sequential
 
 __all__ = ["WithHeads"]
@@ -102,6 +110,24 @@ class WithHeads(Layer):
             caches.append(head_cache)
             outputs.append(output)
         return (y, *outputs), WithHeadsCache(cache, tuple(caches), tuple(outputs))
+
+    def infer(
+        self, params: Mapping[str, Array], state: Mapping[str, Array], x: Any
+    ) -> tuple[Any, ...]:
+        if not {path for _, path, _ in self.heads} <= {name for name, _ in self.trunk.layers}:
+            # A feature inside a layer of the trunk: only a cache gives that away.
+            y, _ = self.forward(params, state, x, train=False)
+            return y
+        trunk_params, params_of = self._split(params)
+        trunk_state, state_of = self._split(state)
+        layer_params, layer_state = split_by_prefix(trunk_params), split_by_prefix(trunk_state)
+        outputs = {}
+        for layer_name, layer in self.trunk.layers:
+            x = layer.infer(layer_params.get(layer_name, {}), layer_state.get(layer_name, {}), x)
+            for name, path, head in self.heads:
+                if path == layer_name:
+                    outputs[name] = head.infer(params_of[name], state_of[name], x)
+        return (x, *(outputs[name] for name, _, _ in self.heads))
 
     def backward(
         self,

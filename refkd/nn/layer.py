@@ -73,6 +73,14 @@ class Layer(Protocol):
         """
         ...
 
+    def infer(self, params: Mapping[str, Array], state: Mapping[str, Array], x: Any) -> Any:
+        """Return the y of :meth:`forward` in evaluation, and keep nothing of the way there.
+
+        A network then takes the memory of its largest layers, not that of all.
+        """
+        y, _ = self.forward(params, state, x, train=False)
+        return y
+
     def backward(
         self,
         params: Mapping[str, Array],

@@ -97,6 +97,15 @@ class Parallel(Layer):
             outputs.append(y)
         return tuple(outputs), ParallelCache(tuple(caches), tuple(outputs))
 
+    def infer(
+        self, params: Mapping[str, Array], state: Mapping[str, Array], x: Any
+    ) -> tuple[Any, ...]:
+        params_of, state_of = split_by_prefix(params), split_by_prefix(state)
+        return tuple(
+            layer.infer(params_of.get(name, {}), state_of.get(name, {}), x)
+            for name, layer in self.branches
+        )
+
     def backward(
         self,
         params: Mapping[str, Array],

@@ -95,6 +95,14 @@ class Residual(Layer):
         output = None if self.shortcut is None else around
         return y + around, ResidualCache(cache, own_cache, output)
 
+    def infer(self, params: Mapping[str, Array], state: Mapping[str, Array], x: Array) -> Array:
+        body_params, own_params = self._split(params)
+        body_state, own_state = self._split(state)
+        y = self.body.infer(body_params, body_state, x)
+        around = x if self.shortcut is None else self.shortcut.infer(own_params, own_state, x)
+        check_same_shape("Residual.infer", body=y, shortcut=around)
+        return y + around
+
     def backward(
         self,
         params: Mapping[str, Array],

@@ -94,6 +94,12 @@ class Sequential(Layer):
             outputs.append(x)
         return x, SequentialCache(tuple(caches), tuple(outputs))
 
+    def infer(self, params: Mapping[str, Array], state: Mapping[str, Array], x: Any) -> Any:
+        params_of, state_of = split_by_prefix(params), split_by_prefix(state)
+        for name, layer in self.layers:
+            x = layer.infer(params_of.get(name, {}), state_of.get(name, {}), x)
+        return x
+
     def backward(
         self,
         params: Mapping[str, Array],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
-from refkd.data.dataset import to_batch
+from refkd.data.dataset import Normalization, to_batch
+from refkd.data.loader import batches
 from refkd.dispatch import Array
 from refkd.errors import NonFiniteError
 from refkd.nn.layer import Layer
@@ -15,7 +18,7 @@ from refkd.ops.softmax import softmax_forward
 
 __all__ = ["accuracy", "calibration", "evaluate_logits"]
 
-_ROWS = 1024  # bounds the memory of an evaluation
+_ROWS, _VALUES = 1024, 1 << 20  # of a block: they bound the memory of an evaluation
 
 
 def evaluate_logits(
@@ -24,7 +27,7 @@ def evaluate_logits(
     state: Mapping[str, Array],
     images: Array,
     *,
-    scale: float,
+    normalization: Normalization,
 ) -> Array:
     """Return the network's logits on every image, in evaluation mode, block by block.
 
@@ -34,12 +37,13 @@ def evaluate_logits(
     params, state : mapping of str to array
     images : array, shape (N, ...), uint8 or floating
         As the data set stores them.
-    scale : float
-        Factor on the images.
+    normalization : Normalization
+        What makes the images model inputs.
 
     Returns
     -------
     logits : array, shape (N, C), in the dtype of the parameters
+        Of the first head, where the network has several.
 
     Raises
     ------
@@ -47,11 +51,14 @@ def evaluate_logits(
         If a logit is NaN or infinite.
     """
     dtype = next(iter(params.values())).dtype
+    step = max(1, min(_ROWS, _VALUES // math.prod(images.shape[1:])))
+    blocks = [np.arange(i, min(i + step, len(images))) for i in range(0, len(images), step)]
     outputs = []
-    for start in range(0, max(1, len(images)), _ROWS):
-        batch = to_batch(images[start : start + _ROWS], scale, dtype)
-        logits, _ = network.forward(params, state, batch, train=False)
-        outputs.append(logits)
+    with closing(batches(images, blocks or [np.arange(0)], (), np.random.default_rng)) as stored:
+        for block in stored:
+            batch = to_batch(block, normalization, dtype)
+            logits = network.infer(params, state, batch)
+            outputs.append(logits[0] if isinstance(logits, tuple) else logits)
     result = np.concatenate(outputs)
     if not np.isfinite(result).all():
         raise NonFiniteError(

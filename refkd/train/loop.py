@@ -7,11 +7,14 @@ a :class:`Monitor`'s, which is told of every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
 
-from refkd.data.dataset import Split, to_batch
+from refkd.data.augment import Transform
+from refkd.data.dataset import Normalization, Split, to_batch
+from refkd.data.loader import batches
 from refkd.dispatch import Array, namespace
 from refkd.distill.objective import Batch, StepResult, select
 from refkd.distill.stage import Stage
@@ -93,7 +96,8 @@ def train(
     progress: Progress,
     split: Split,
     *,
-    scale: float,
+    normalization: Normalization,
+    augment: Sequence[Transform] = (),
     evaluate: Evaluate | None = None,
     monitor: Monitor | None = None,
 ) -> Progress:
@@ -106,8 +110,11 @@ def train(
         From :func:`begin` or a checkpoint; changed in place, and returned.
     split : Split
         The training images, labels and, where stored, teacher logits.
-    scale : float
-        Factor on the images when a batch is converted.
+    normalization : Normalization
+        What makes the images model inputs.
+    augment : sequence of Transform
+        Applied to every image, one by one, before that; each draws from a generator that
+        depends on the seed, the epoch and the image alone.
     evaluate : callable, optional
         ``evaluate(params, state)`` after each epoch; its figures join the record.
     monitor : Monitor, optional
@@ -118,7 +125,8 @@ def train(
         If a loss term or gradient is NaN or infinite; it is named, and neither
         parameters nor optimiser have been touched by that step.
     ConfigError
-        If a stage names a network that does not exist.
+        If a stage names a network that does not exist, or keeps the best epoch and
+        ``evaluate`` reports no ``validation_accuracy``.
     """
     while progress.stage < len(stages):
         stage = stages[progress.stage]
@@ -126,11 +134,15 @@ def train(
             _enter(stage, progress)
         with limit_blas_threads(_useful_threads(stage, progress)):
             while progress.epoch < stage.epochs:
-                _run_epoch(stage, progress, split, scale, monitor)
+                _run_epoch(stage, progress, split, normalization, augment, monitor)
                 _close_epoch(stage, progress, len(split), evaluate, monitor)
         if progress.average:
             progress.params |= progress.average
             progress.average = {}
+        if stage.keep == "best":
+            for kept in (progress.params, progress.state):
+                kept |= {name: array for name, array in progress.best.items() if name in kept}
+            progress.best, progress.best_score = {}, None
         progress.stage, progress.epoch = progress.stage + 1, 0
     return progress
 
@@ -155,20 +167,28 @@ def _enter(stage: Stage, progress: Progress) -> None:
 
 def _useful_threads(stage: Stage, progress: Progress) -> int | None:
     # By what learns alone: whether a teacher's logits are stored must not change a bit.
-    largest = max((a.size for a in _learning(stage, progress.params).values()), default=0)
+    learning = _learning(stage, progress.params).values()
+    if any(a.ndim == 4 for a in learning):  # a convolution's product is as long as its output
+        return None
+    largest = max((a.size for a in learning), default=0)
     return 1 if 2 * stage.batch_size * largest < _WORTH_A_SECOND_THREAD else None
 
 
-def _learning(stage: Stage, params: Mapping[str, Array]) -> Arrays:
-    return {n: a for n, a in params.items() if n.partition(".")[0] in stage.objective.learns}
+def _learning(stage: Stage, arrays: Mapping[str, Array]) -> Arrays:
+    return {n: a for n, a in arrays.items() if n.partition(".")[0] in stage.objective.learns}
 
 
 def _run_epoch(
-    stage: Stage, progress: Progress, split: Split, scale: float, monitor: Monitor | None
+    stage: Stage,
+    progress: Progress,
+    split: Split,
+    normalization: Normalization,
+    augment: Sequence[Transform],
+    monitor: Monitor | None,
 ) -> None:
     steps = -(-len(split) // stage.batch_size)
     total = steps * stage.epochs
-    for batch in _batches(stage, progress, split, scale):
+    for batch in _batches(stage, progress, split, normalization, augment):
         result = stage.objective.value_and_grad(
             progress.params, progress.state, batch, progress.rng
         )
@@ -189,19 +209,33 @@ def _run_epoch(
             monitor.after_step(progress, steps)
 
 
-def _batches(stage: Stage, progress: Progress, split: Split, scale: float) -> Iterator[Batch]:
+def _batches(
+    stage: Stage,
+    progress: Progress,
+    split: Split,
+    normalization: Normalization,
+    augment: Sequence[Transform],
+) -> Iterator[Batch]:
     key: tuple[int | str, ...] = (*stage.objective.learns, progress.stage, progress.epoch)
     order = generator(progress.seed, Purpose.ORDER, *key).permutation(len(split))
     dtype = next(iter(_learning(stage, progress.params).values())).dtype
-    for start in range(progress.step * stage.batch_size, len(split), stage.batch_size):
-        rows = order[start : start + stage.batch_size]
-        logits = split.teacher_logits
-        yield Batch(
-            to_batch(split.images[rows], scale, dtype),
-            split.labels[rows],
-            None if logits is None else logits[rows].astype(dtype, copy=False),
-            stage.batch_size,
-        )
+    size, logits = stage.batch_size, split.teacher_logits
+    starts = range(progress.step * size, len(split), size)
+    rows_of = [order[start : start + size] for start in starts]
+
+    def generator_of(row: int) -> np.random.Generator:
+        return generator(progress.seed, Purpose.AUGMENT, *key, row)
+
+    with closing(batches(split.images, rows_of, augment, generator_of)) as images:
+        for step, (rows, stored) in enumerate(zip(rows_of, images, strict=True), progress.step):
+            yield Batch(
+                to_batch(stored, normalization, dtype),
+                split.labels[rows],
+                None if logits is None else logits[rows].astype(dtype, copy=False),
+                size,
+                progress.epoch,
+                step,
+            )
 
 
 def _close_epoch(
@@ -215,11 +249,27 @@ def _close_epoch(
     record |= {name: value / examples for name, value in progress.sums.items()}
     if evaluate is not None:
         record |= evaluate({**progress.params, **progress.average}, progress.state)
+    if stage.keep == "best":
+        _keep_if_best(stage, progress, record)
     progress.history.append(record)
     progress.sums = {}
     progress.epoch, progress.step = progress.epoch + 1, 0
     if monitor is not None:
         monitor.after_epoch(progress, record)
+
+
+def _keep_if_best(stage: Stage, progress: Progress, record: Mapping[str, float]) -> None:
+    score = record.get("validation_accuracy")
+    if score is None:
+        raise ConfigError(
+            "Stage.keep: 'best' needs a validation_accuracy after each epoch; give the data a "
+            "validation split, or keep the last epoch"
+        )
+    if progress.best_score is None or score > progress.best_score:
+        learned = _learning(stage, progress.params) | progress.average
+        learned |= _learning(stage, progress.state)
+        progress.best = {name: array.copy() for name, array in learned.items()}
+        progress.best_score = score
 
 
 def _check_finite(result: StepResult, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from refkd.nn.layer import Arrays
 
 __all__ = ["Progress"]
 
-_GROUPS = ("params", "state", "optimizer", "average")
+_GROUPS = ("params", "state", "optimizer", "average", "best")
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Progress:
         The optimiser's state.
     average : dict of str to array
         The moving average of what learns; empty where there is none.
+    best : dict of str to array
+        Parameters and state after the best epoch of this stage, where it keeps that one.
+    best_score : float or None
+        The validation accuracy of that epoch.
     stage, epoch, step : int
         The next step to take; ``step`` counts within the epoch.
     sums : dict of str to float
@@ -47,6 +51,8 @@ class Progress:
     state: Arrays
     optimizer: Arrays = field(default_factory=dict)
     average: Arrays = field(default_factory=dict)
+    best: Arrays = field(default_factory=dict)
+    best_score: float | None = None
     stage: int = 0
     epoch: int = 0
     step: int = 0
@@ -65,10 +71,11 @@ class Progress:
         arrays: Arrays = {}
         for group in _GROUPS:
             for name, array in getattr(self, group).items():
-                if group in ("optimizer", "average") or name.partition(".")[0] in learns:
+                if group in ("optimizer", "average", "best") or name.partition(".")[0] in learns:
                     arrays[f"{group}/{name}"] = array
         scalars = {
             "seed": self.seed,
+            "best_score": self.best_score,
             "stage": self.stage,
             "epoch": self.epoch,
             "step": self.step,
@@ -111,4 +118,5 @@ class Progress:
         progress.params = {**frozen_params, **groups["params"]}
         progress.state = {**frozen_state, **groups["state"]}
         progress.optimizer, progress.average = groups["optimizer"], groups["average"]
+        progress.best = groups["best"]
         return progress

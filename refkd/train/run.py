@@ -3,14 +3,17 @@
 ::
 
     config.toml                       the recipe and the options it was run with
+    class_to_idx.json                 the classes and their indices
     metrics.jsonl                     a line per epoch of every training
     networks/NAME-seedK.safetensors   a trained network, PyTorch state_dict keys
     in-progress.safetensors           the training under way, until the last one is finished
+    examples.safetensors              the test images that the report shows
     result.json, report.html          what came out
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from refkd import models
+from refkd.data.dataset import Normalization
 from refkd.dispatch import Array
 from refkd.errors import CheckpointError, ShapeError
 from refkd.nn.layer import Arrays, Layer
@@ -40,15 +44,15 @@ class NetworkSpec:
     hyperparameters : dict
     image_shape : tuple of int
         Shape of one image, without the batch axis.
-    scale : float
-        Factor on stored images.
+    normalization : Normalization
+        What makes stored images model inputs.
     class_names : tuple of str
     """
 
     model: str
     hyperparameters: dict[str, Any]
     image_shape: tuple[int, ...]
-    scale: float
+    normalization: Normalization
     class_names: tuple[str, ...]
 
     def build(self) -> Layer:
@@ -57,7 +61,7 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """Return the form in which a checkpoint's metadata holds it."""
-        return json.dumps(vars(self))
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> NetworkSpec:
@@ -67,7 +71,11 @@ class NetworkSpec:
             str(values["model"]),
             dict(values["hyperparameters"]),
             tuple(values["image_shape"]),
-            float(values["scale"]),
+            Normalization(
+                float(values["normalization"]["scale"]),
+                tuple(map(float, values["normalization"]["mean"])),
+                tuple(map(float, values["normalization"]["std"])),
+            ),
             tuple(values["class_names"]),
         )
 
@@ -105,7 +113,7 @@ class TrainedNetwork:
         Parameters
         ----------
         images : array, shape (N, ...), uint8 or floating
-            As the data set stores them: the scale is applied here.
+            As the data set stores them: they are normalised here.
 
         Returns
         -------
@@ -123,7 +131,7 @@ class TrainedNetwork:
                 f"got {tuple(images.shape)}"
             )
         logits = evaluate_logits(
-            self.network, self.params, self.state, images, scale=self.spec.scale
+            self.network, self.params, self.state, images, normalization=self.spec.normalization
         )
         return softmax_forward(logits)
 

@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     ORDER = 1
     DROPOUT = 2
     SUBSET = 3
+    AUGMENT = 4
 
 
 def generator(seed: int, purpose: Purpose, *key: int | str) -> np.random.Generator:

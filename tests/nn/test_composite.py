@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refkd.errors import CheckpointError, ConfigError, ShapeError
-from refkd.nn import Layer, Parallel, Residual, Sequential, Tanh, WithHeads
+from refkd.nn import Conv2d, Layer, Parallel, Residual, Sequential, Tanh, WithHeads
 from refkd.nn.composite import split_off
 from tests.nn.composite_layers import COMPOSITES, IMAGES
 from tests.nn.layer_problem import LayerProblem, assert_exact, assert_same_arrays
@@ -274,3 +275,30 @@ def test_names_are_split_off_one_level_at_a_time() -> None:
     rest, own = split_off(arrays, ["c", "unused"])
     assert rest == {"a.b": 1, "cc.d": 4}
     assert own == {"c": {"d.e": 2, "": 3, "d": 5}, "unused": {}}
+
+
+@every_composite
+def test_inference_returns_the_bits_of_the_forward_in_evaluation(name: str) -> None:
+    problem = problem_of(name, 30, train=False, dtype=np.float32)
+    y = problem.layer.infer(problem.params, problem.state, problem.x)
+    np.testing.assert_equal(y, problem.y)
+
+
+def test_inference_keeps_the_largest_layers_and_not_all() -> None:
+    layers = [Conv2d(4, 4, 3, padding=1) for _ in range(12)]
+    network = WithHeads(Sequential.numbered(*layers), (("head", "11", Tanh()),))
+    params, state = network.init(np.random.default_rng(0))
+    x = np.zeros((8, 4, 64, 64), np.float32)
+
+    def peak(evaluate: Any) -> int:
+        tracemalloc.start()
+        try:
+            kept = evaluate()
+            return tracemalloc.get_traced_memory()[1] if kept is not None else 0
+        finally:
+            tracemalloc.stop()
+
+    inferred = peak(lambda: network.infer(params, state, x))
+    remembered = peak(lambda: network.forward(params, state, x, train=False))
+    assert remembered > 12 * x.nbytes
+    assert inferred < remembered - 8 * x.nbytes

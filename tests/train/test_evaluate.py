@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refkd.data.dataset import Normalization
 from refkd.errors import NonFiniteError
 from refkd.models import create
 from refkd.nn import Dropout, Linear, Sequential
@@ -27,14 +28,16 @@ def drawn(network: Any = NETWORK, dtype: Any = np.float64) -> tuple[Any, Any]:
 def test_logits_are_those_of_the_network_in_evaluation_for_every_image(rows: int) -> None:
     params, state = drawn()
     images = np.random.default_rng(1).integers(256, size=(rows, 2, 2)).astype(np.uint8)
-    logits = evaluate_logits(NETWORK, params, state, images, scale=1 / 255)
+    logits = evaluate_logits(NETWORK, params, state, images, normalization=Normalization(1 / 255))
     expected, _ = NETWORK.forward(params, state, images / 255, train=False)
     assert logits.shape == (rows, 3)
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_no_image_has_no_logits() -> None:
-    logits = evaluate_logits(NETWORK, *drawn(), np.zeros((0, 2, 2), np.uint8), scale=1.0)
+    logits = evaluate_logits(
+        NETWORK, *drawn(), np.zeros((0, 2, 2), np.uint8), normalization=Normalization(1.0)
+    )
     assert logits.shape == (0, 3)
 
 
@@ -42,7 +45,7 @@ def test_no_image_has_no_logits() -> None:
 @pytest.mark.parametrize("stored", [np.uint8, np.float32, np.float64])
 def test_logits_have_the_dtype_of_the_parameters(dtype: Any, stored: Any) -> None:
     images = np.ones((3, 4), stored)
-    logits = evaluate_logits(NETWORK, *drawn(dtype=dtype), images, scale=0.5)
+    logits = evaluate_logits(NETWORK, *drawn(dtype=dtype), images, normalization=Normalization(0.5))
     assert logits.dtype == dtype
 
 
@@ -50,7 +53,7 @@ def test_running_statistics_are_used_and_not_those_of_a_block() -> None:
     network = Sequential.numbered(Linear(4, 3), BatchStatistics(3), Dropout(0.5))
     params, state = drawn(network)
     images = np.random.default_rng(2).standard_normal((1500, 4))
-    logits = evaluate_logits(network, params, state, images, scale=1.0)
+    logits = evaluate_logits(network, params, state, images, normalization=Normalization(1.0))
     expected = (images @ params["0.weight"].T + params["0.bias"]) / math.sqrt(1 + 1e-5)
     np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-14)
 
@@ -63,7 +66,7 @@ def test_a_network_that_returns_nan_or_infinity_is_an_error(name: str, bad: floa
     images = np.full((1500, 4), -1.0)
     images[-1] = 1
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError, match="diverged or are"):
-        evaluate_logits(NETWORK, params, state, images, scale=1.0)
+        evaluate_logits(NETWORK, params, state, images, normalization=Normalization(1.0))
 
 
 def test_accuracy_counts_the_rows_whose_largest_logit_is_the_label() -> None:

@@ -21,8 +21,8 @@ from refkd.train.schedule import Constant
 from refkd.train.seeds import Purpose, generator
 from tests.train.trainings import (
     EXAMPLES,
+    NORMALIZATION,
     PLAIN,
-    SCALE,
     SPEC,
     STATEFUL,
     assert_same_bits,
@@ -76,7 +76,7 @@ class Recording:
 
 def test_training_by_hand_gives_the_same_bits() -> None:
     stage = one_stage(clip_norm=0.3)
-    trained = train([stage], begin([stage], 4), split(), scale=SCALE)
+    trained = train([stage], begin([stage], 4), split(), normalization=NORMALIZATION)
 
     params, state = initialise([stage], 4)
     moments = stage.optimizer.init(params)
@@ -84,7 +84,7 @@ def test_training_by_hand_gives_the_same_bits() -> None:
         order = generator(4, Purpose.ORDER, *stage.objective.learns, 0, epoch).permutation(EXAMPLES)
         for step, start in enumerate((0, 8, 16)):
             rows = order[start : start + 8]
-            images = to_batch(split().images[rows], SCALE, np.float32)
+            images = to_batch(split().images[rows], NORMALIZATION, np.float32)
             batch = Batch(images, split().labels[rows], None, 8)
             result = stage.objective.value_and_grad(params, state, batch, np.random.default_rng())
             grads, _ = clip_by_global_norm(result.grads, 0.3)
@@ -102,7 +102,7 @@ def test_an_epoch_shows_every_example_once_with_its_own_label_and_logits() -> No
     with_logits = Split(data.images, data.labels, logits)
     recording = Recording([])
     stage = one_stage(objective=recording)
-    train([stage], begin([stage], 0), with_logits, scale=SCALE)
+    train([stage], begin([stage], 0), with_logits, normalization=NORMALIZATION)
     sizes = [len(batch.labels) for batch in recording.batches]
     assert sizes == [8, 8, 6] * 2
     assert all(batch.nominal_size == 8 for batch in recording.batches)
@@ -112,7 +112,9 @@ def test_an_epoch_shows_every_example_once_with_its_own_label_and_logits() -> No
         np.testing.assert_array_equal(np.sort(rows), np.arange(EXAMPLES))
         np.testing.assert_array_equal(np.concatenate([b.labels for b in epoch]), data.labels[rows])
         images = np.concatenate([b.images for b in epoch])
-        np.testing.assert_array_equal(images, to_batch(data.images[rows], SCALE, np.float32))
+        np.testing.assert_array_equal(
+            images, to_batch(data.images[rows], NORMALIZATION, np.float32)
+        )
         orders.append(rows.tolist())
     assert orders[0] != orders[1]
     assert recording.batches[0].teacher_logits.dtype == np.float32
@@ -123,14 +125,14 @@ def test_two_trainings_of_one_seed_see_the_same_batches_whatever_they_learn() ->
     first, second = Recording([]), Recording([], Supervised(STATEFUL))
     for recording in (first, second):
         stage = one_stage(objective=recording, optimizer=SGD(1e-3))
-        train([stage], begin([stage], 9), data, scale=SCALE)
+        train([stage], begin([stage], 9), data, normalization=NORMALIZATION)
     for a, b in zip(first.batches, second.batches, strict=True):
         np.testing.assert_array_equal(a.images, b.images)
 
 
 def test_the_record_holds_the_mean_over_examples_and_not_over_batches() -> None:
     stage = one_stage(objective=Recording([]))
-    history = train([stage], begin([stage], 0), split(), scale=SCALE).history
+    history = train([stage], begin([stage], 0), split(), normalization=NORMALIZATION).history
     assert history == [
         {"stage": 1, "epoch": 1, "loss": (8 * 1 + 8 * 2 + 6 * 3) / 22},
         {"stage": 1, "epoch": 2, "loss": (8 * 4 + 8 * 5 + 6 * 6) / 22},
@@ -140,7 +142,7 @@ def test_the_record_holds_the_mean_over_examples_and_not_over_batches() -> None:
 def test_a_monitor_is_told_of_every_step_and_epoch() -> None:
     diary = Diary()
     stages = two_stages()
-    progress = train(stages, begin(stages, 0), split(), scale=SCALE, monitor=diary)
+    progress = train(stages, begin(stages, 0), split(), normalization=NORMALIZATION, monitor=diary)
     first = [(0, epoch, step, 3) for epoch in (0, 1) for step in (1, 2, 3)]
     second = [(1, epoch, step, 4) for epoch in (0, 1) for step in (1, 2, 3, 4)]
     assert diary.steps == first + second
@@ -158,10 +160,12 @@ def test_evaluation_sees_the_average_and_its_figures_join_the_record() -> None:
         return {"accuracy": len(seen) / 10}
 
     stage = one_stage(ema_decay=0.5)
-    progress = train([stage], begin([stage], 0), split(), scale=SCALE, evaluate=evaluate)
+    progress = train(
+        [stage], begin([stage], 0), split(), normalization=NORMALIZATION, evaluate=evaluate
+    )
     assert [record["accuracy"] for record in progress.history] == [0.1, 0.2]
     np.testing.assert_equal(seen[-1], progress.params)
-    without = train([one_stage()], begin([one_stage()], 0), split(), scale=SCALE)
+    without = train([one_stage()], begin([one_stage()], 0), split(), normalization=NORMALIZATION)
     assert np.any(seen[-1]["student.fc1.weight"] != without.params["student.fc1.weight"])
 
 
@@ -173,7 +177,9 @@ def test_the_average_ends_as_the_parameters_and_does_not_disturb_the_training() 
         def after_step(self, progress: Progress, steps_per_epoch: int) -> None:
             states.append(snapshot(progress))
 
-    trained = train([stage], begin([stage], 0), split(), scale=SCALE, monitor=Watch())
+    trained = train(
+        [stage], begin([stage], 0), split(), normalization=NORMALIZATION, monitor=Watch()
+    )
     expected = initialise([stage], 0)[0]
     for state in states:
         for name in expected:
@@ -182,7 +188,7 @@ def test_the_average_ends_as_the_parameters_and_does_not_disturb_the_training() 
             np.testing.assert_allclose(state["average"][name], expected[name], rtol=1e-5)
     assert trained.average == {}
     np.testing.assert_equal(trained.params, states[-1]["average"])
-    plain = train([one_stage()], begin([one_stage()], 0), split(), scale=SCALE)
+    plain = train([one_stage()], begin([one_stage()], 0), split(), normalization=NORMALIZATION)
     np.testing.assert_equal(states[-1]["params"], plain.params)
 
 
@@ -196,7 +202,9 @@ def test_a_stage_may_start_from_a_network_of_the_stage_before() -> None:
 
     frozen = dataclasses.replace(stages[1].optimizer, lr=1e-30)
     stages[1] = dataclasses.replace(stages[1], optimizer=frozen)
-    progress = train(stages, begin(stages, 0), split(), scale=SCALE, monitor=Watch())
+    progress = train(
+        stages, begin(stages, 0), split(), normalization=NORMALIZATION, monitor=Watch()
+    )
     teacher, student = (select(progress.params, name) for name in ("teacher", "student"))
     np.testing.assert_equal(student, teacher)
     np.testing.assert_equal(teacher, select(seen[1]["average"], "teacher"))
@@ -212,7 +220,7 @@ def test_a_frozen_teacher_keeps_its_parameters_and_its_statistics() -> None:
     before = copy.deepcopy((frozen_params, frozen_state))
     stage = one_stage(objective=LogitDistillation(STATEFUL, STATEFUL, SPEC))
     progress = begin([stage], 0, frozen_params=frozen_params, frozen_state=frozen_state)
-    train([stage], progress, split(), scale=SCALE)
+    train([stage], progress, split(), normalization=NORMALIZATION)
     np.testing.assert_equal((frozen_params, frozen_state), before)
     np.testing.assert_equal(select(progress.params, "teacher"), params)
     np.testing.assert_equal(select(progress.state, "teacher"), state)
@@ -224,7 +232,12 @@ def test_arrays_of_the_caller_are_never_written() -> None:
     data = split()
     mine = (params, state, data.images, data.labels)
     before = copy.deepcopy(mine)
-    train(stages, Progress(0, np.random.default_rng(0), params, state), data, scale=SCALE)
+    train(
+        stages,
+        Progress(0, np.random.default_rng(0), params, state),
+        data,
+        normalization=NORMALIZATION,
+    )
     np.testing.assert_equal(mine, before)
 
 
@@ -232,15 +245,15 @@ def test_training_in_float64_stays_in_float64() -> None:
     stage = one_stage()
     params, state = initialise([stage], 0, dtype=np.float64)
     progress = Progress(0, np.random.default_rng(0), params, state)
-    train([stage], progress, split(), scale=SCALE)
+    train([stage], progress, split(), normalization=NORMALIZATION)
     assert {p.dtype for p in progress.params.values()} == {np.dtype(np.float64)}
-    in_float32 = train([stage], begin([stage], 0), split(), scale=SCALE)
+    in_float32 = train([stage], begin([stage], 0), split(), normalization=NORMALIZATION)
     assert progress.history[-1]["loss"] == pytest.approx(in_float32.history[-1]["loss"], rel=1e-4)
 
 
 def test_the_same_seed_trains_the_same_bits_and_another_seed_others() -> None:
     first, again, other = (
-        snapshot(train(two_stages(), begin(two_stages(), s), split(), scale=SCALE))
+        snapshot(train(two_stages(), begin(two_stages(), s), split(), normalization=NORMALIZATION))
         for s in (0, 0, 1)
     )
     assert_same_bits(again, first)
@@ -250,24 +263,24 @@ def test_the_same_seed_trains_the_same_bits_and_another_seed_others() -> None:
 def test_a_batch_larger_than_the_data_is_all_of_it() -> None:
     recording = Recording([])
     stage = one_stage(objective=recording, batch_size=1000, schedule=Constant())
-    train([stage], begin([stage], 0), split(), scale=SCALE)
+    train([stage], begin([stage], 0), split(), normalization=NORMALIZATION)
     assert [len(batch.labels) for batch in recording.batches] == [EXAMPLES, EXAMPLES]
 
 
 def test_training_lowers_the_loss() -> None:
     stage = one_stage(epochs=30)
-    history = train([stage], begin([stage], 0), split(), scale=SCALE).history
+    history = train([stage], begin([stage], 0), split(), normalization=NORMALIZATION).history
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
 def test_starting_from_a_network_that_does_not_exist_is_an_error() -> None:
     stage = one_stage(start_from={"student": "techer"})
     with pytest.raises(ConfigError, match="no network 'techer' to start from"):
-        train([stage], begin([stage], 0), split(), scale=SCALE)
+        train([stage], begin([stage], 0), split(), normalization=NORMALIZATION)
 
 
 def test_training_a_network_that_does_not_exist_is_an_error() -> None:
     progress = begin([one_stage()], 0)
     stage = one_stage(objective=Supervised(PLAIN, "peer"))
     with pytest.raises(ConfigError, match="no network 'peer' to train"):
-        train([stage], progress, split(), scale=SCALE)
+        train([stage], progress, split(), normalization=NORMALIZATION)

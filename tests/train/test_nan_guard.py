@@ -17,7 +17,7 @@ from refkd.train.loop import begin, train
 from refkd.train.optim import SGD, Adam
 from refkd.train.progress import Progress
 from refkd.train.schedule import Constant
-from tests.train.trainings import CLASSES, PLAIN, SCALE, SPEC, one_stage, snapshot, split
+from tests.train.trainings import CLASSES, NORMALIZATION, PLAIN, SPEC, one_stage, snapshot, split
 
 BAD = [math.nan, math.inf, -math.inf]
 PARAMETERS = [f"student.{name}" for name in PLAIN.shapes()[0]]
@@ -84,7 +84,7 @@ def run_until_it_stops(objective: Tampered, optimizer: Any, **settings: Any) -> 
     data = Split(split().images, split().labels, LOGITS)
     progress, keep = begin([stage], 0), Keep()
     with pytest.raises(NonFiniteError, match=r"^epoch 2, step 2: ") as caught:
-        train([stage], progress, data, scale=SCALE, monitor=keep)
+        train([stage], progress, data, normalization=NORMALIZATION, monitor=keep)
     np.testing.assert_equal(snapshot(progress), keep.last)
     assert len(objective.calls) == 5
     return str(caught.value)
@@ -117,7 +117,7 @@ def test_a_diverging_training_is_stopped_with_finite_parameters() -> None:
     stage = one_stage(objective=Supervised(PLAIN), optimizer=SGD(1e30), schedule=Constant())
     progress = begin([stage], 0)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="epoch 1, step"):
-        train([stage], progress, split(), scale=SCALE)
+        train([stage], progress, split(), normalization=NORMALIZATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def test_a_huge_but_finite_gradient_is_not_called_non_finite(size: float) -> Non
     stage = one_stage(objective=Huge(size), optimizer=SGD(1e-30), schedule=Constant(), epochs=1)
     progress = begin([stage], 0)
     before = snapshot(progress)["params"]
-    train([stage], progress, split(), scale=SCALE)
+    train([stage], progress, split(), normalization=NORMALIZATION)
     for name, array in progress.params.items():
         expected = before[name] - 3 * np.float32(1e-30 * size)
         np.testing.assert_allclose(array, expected, rtol=1e-5)
@@ -160,6 +160,6 @@ def test_a_huge_gradient_is_clipped_to_the_norm_and_not_to_nothing() -> None:
     )
     progress = begin([stage], 0)
     before = snapshot(progress)["params"]
-    train([stage], progress, split(), scale=SCALE)
+    train([stage], progress, split(), normalization=NORMALIZATION)
     moved = np.concatenate([(before[n] - a).ravel() for n, a in progress.params.items()])
     assert np.linalg.norm(moved) == pytest.approx(3, rel=1e-4)

@@ -14,7 +14,7 @@ from refkd.errors import CheckpointError
 from refkd.train.checkpoint import load_checkpoint, save_checkpoint
 from refkd.train.loop import begin, train
 from refkd.train.progress import Progress
-from tests.train.trainings import SCALE, assert_same_bits, snapshot, split, two_stages
+from tests.train.trainings import NORMALIZATION, assert_same_bits, snapshot, split, two_stages
 
 STEPS = 2 * 3 + 2 * 4
 LEARNS = ("teacher", "student")
@@ -48,7 +48,14 @@ def evaluate(params: Any, state: Any) -> dict[str, float]:
 
 
 def run(progress: Progress, monitor: Any = None) -> Progress:
-    return train(two_stages(), progress, split(), scale=SCALE, evaluate=evaluate, monitor=monitor)
+    return train(
+        two_stages(),
+        progress,
+        split(),
+        normalization=NORMALIZATION,
+        evaluate=evaluate,
+        monitor=monitor,
+    )
 
 
 def saved_and_loaded(progress: Progress, path: Path) -> Progress:

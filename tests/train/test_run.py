@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import refkd
+from refkd.data.dataset import Normalization
 from refkd.errors import CheckpointError, RefkdError, ShapeError
 from refkd.train.checkpoint import load_checkpoint, save_checkpoint
 from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, load, read_network
@@ -19,7 +20,7 @@ SPEC = NetworkSpec(
     "mlp",
     {"in_features": 12, "hidden": [5], "num_classes": 3},
     (3, 4),
-    1 / 255,
+    Normalization(1 / 255, (0.5,), (0.25,)),
     ("cat", "dog", "bird"),
 )
 HISTORY = [{"stage": 1, "epoch": 1, "loss": 0.1 + 0.2}]
@@ -187,7 +188,10 @@ def test_a_checkpoint_without_a_network_s_metadata_is_an_error(
         {"hyperparameters": {"in_features": 12, "hidden": [6], "num_classes": 3}},
         {"hyperparameters": []},
         {"image_shape": None},
-        {"scale": "large"},
+        {"normalization": {"scale": "large", "mean": [0], "std": [1]}},
+        {"normalization": {"scale": 1.0}},
+        {"normalization": {"scale": 0.0, "mean": [0], "std": [1]}},
+        {"normalization": 1.0},
         {"class_names": 3},
     ],
 )
@@ -205,10 +209,10 @@ def test_predict_returns_probabilities_of_images_as_they_are_stored() -> None:
     images = np.random.default_rng(0).integers(256, size=(6, 3, 4)).astype(np.uint8)
     p = network.predict(images)
     logits, _ = network.network.forward(
-        network.params, {}, (images / 255).astype(np.float32), train=False
+        network.params, {}, ((images / 255 - 0.5) / 0.25).astype(np.float32), train=False
     )
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    np.testing.assert_allclose(p, expected, rtol=2e-5)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refkd.data.dataset import Split
+from refkd.data.dataset import Normalization, Split
 from refkd.distill import LogitDistillation, Stage, Supervised
 from refkd.losses import KDSpec
 from refkd.models import create
@@ -18,7 +18,8 @@ from refkd.train.progress import Progress
 from refkd.train.schedule import Cosine, WarmUp
 from tests.nn.contract_layers import BatchStatistics
 
-FEATURES, CLASSES, EXAMPLES, SCALE = 6, 3, 22, 1 / 255
+FEATURES, CLASSES, EXAMPLES = 6, 3, 22
+NORMALIZATION = Normalization(1 / 255)
 SPEC = KDSpec.preset("hinton", temperature=3.0, alpha=0.4)
 PLAIN = create("mlp", in_features=FEATURES, hidden=(5,), num_classes=CLASSES)
 STATEFUL = Sequential(
@@ -77,11 +78,11 @@ def snapshot(progress: Progress) -> dict[str, Any]:
 
 
 def assert_same_bits(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    for group in ("params", "state", "optimizer", "average"):
+    for group in ("params", "state", "optimizer", "average", "best"):
         assert actual[group].keys() == expected[group].keys(), group
         for name, array in expected[group].items():
             got = actual[group][name]
             assert (got.dtype, got.shape) == (array.dtype, array.shape), name
             assert got.tobytes() == array.tobytes(), f"{group}: {name}"
-    rest = set(expected) - {"params", "state", "optimizer", "average"}
+    rest = set(expected) - {"params", "state", "optimizer", "average", "best"}
     assert {k: actual[k] for k in rest} == {k: expected[k] for k in rest}

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from refkd import data
 from refkd.cli.display import choose_display
 from refkd.cli.options import chosen_options, read_config, recipe_name, refuse_changes
 from refkd.cli.report import read_result, result_path, show_result, write_page
@@ -28,6 +27,7 @@ from refkd.recipes.config import Recipe
 from refkd.recipes.load import load_recipe
 from refkd.recipes.result import summarise
 from refkd.recipes.run import RecipeRun, network_spec
+from refkd.recipes.source import load_data
 from refkd.train.atomic import atomic_write_text
 from refkd.train.run import RunFolder
 
@@ -48,7 +48,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--protocol", help="one of the recipe's protocols (default: its first)")
     parser.add_argument(
-        "--data", metavar="PATH", help="'digits', a folder with MNIST, or an .npz with x and y"
+        "--data",
+        metavar="PATH",
+        help="'digits', a folder with MNIST, CIFAR-10 or images, or an .npz with x and y",
     )
     parser.add_argument(
         "--teacher-logits", metavar="NPY", help="stored logits (N, C) instead of a teacher network"
@@ -61,6 +63,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--backend", metavar="NAME", help="one that `refkd doctor` calls ready (default: numpy)"
+    )
+    parser.add_argument(
+        "--skip-corrupt",
+        action="store_true",
+        help="leave out images of a folder that cannot be decoded, and count them",
     )
     parser.add_argument(
         "--no-cache-teacher",
@@ -96,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
         recipe, text = load_recipe(recipe_name(arguments))
         options = chosen_options(arguments, recipe)
         folder = RunFolder(Path(arguments.folder or _new_folder(recipe)))
-    dataset = data.load(options.data, options.teacher_logits or None)
+    corrupt = "skip" if options.skip_corrupt else "raise"
+    dataset = load_data(recipe, options.data, options.teacher_logits or None, corrupt=corrupt)
+    if dataset.skipped:
+        print(f"{options.data}: {dataset.skipped} corrupt images left out", file=sys.stderr)
     protocol = recipe.protocol(options.protocol)[1]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     display = choose_display(
@@ -140,9 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_fits(run: RecipeRun) -> None:
     """Find what a late training would stumble over before the first one starts."""
-    for network in (run.recipe.teacher, run.recipe.student):
-        network_spec(network, run.dataset).build()
+    network_spec(run.recipe.teacher, run.protocol.teacher, run.dataset).build()
     for name, student in run.protocol.students.items():
+        network_spec(run.recipe.student, student, run.dataset).build()
         largest = max((*student.only_classes, *student.without_classes), default=0)
         if largest >= run.dataset.num_classes:
             raise DataError(
@@ -154,6 +164,9 @@ def _check_fits(run: RecipeRun) -> None:
 
 def _train(recipe_run: RecipeRun, protocol: str) -> dict[str, Any]:
     started = time.monotonic()
+    class_to_idx = {name: i for i, name in enumerate(recipe_run.dataset.class_names)}
+    path = recipe_run.folder.path / "class_to_idx.json"
+    atomic_write_text(path, f"{json.dumps(class_to_idx, indent=1)}\n")
     trained = recipe_run.train_all()
     result = summarise(recipe_run, trained, protocol, time.monotonic() - started)
     text = json.dumps(result, indent=1, allow_nan=False)

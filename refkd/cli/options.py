@@ -15,6 +15,14 @@ from refkd.train.run import RunFolder
 
 __all__ = ["Options", "chosen_options", "read_config", "recipe_name", "refuse_changes"]
 
+_SOURCES = {
+    "mnist": "the folder of MNIST; `refkd data fetch mnist` downloads it and prints it",
+    "cifar10": (
+        "the folder of CIFAR-10's binary version (data_batch_1.bin ...), or one with its images "
+        "in train/CLASS/ and test/CLASS/"
+    ),
+    "flowers": "a folder of images in train/CLASS/ and val/CLASS/, such as flower_photos",
+}
 _FIXED_BY_A_RUN = {
     "recipe": "the recipe",
     "protocol": "--protocol",
@@ -24,6 +32,7 @@ _FIXED_BY_A_RUN = {
     "first_seed": "--first-seed",
     "backend": "--backend",
     "no_cache_teacher": "--no-cache-teacher",
+    "skip_corrupt": "--skip-corrupt",
     "folder": "--run",
 }
 
@@ -40,6 +49,7 @@ class Options:
     teacher_logits: str = ""
     backend: str = "numpy"
     cache_teacher: bool = True
+    skip_corrupt: bool = False
     data_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -65,10 +75,7 @@ def chosen_options(arguments: argparse.Namespace, recipe: Recipe) -> Options:
     """
     name, protocol = recipe.protocol(arguments.protocol)
     if arguments.data is None and recipe.data != "digits":
-        if recipe.data == "mnist":
-            needed = "the folder of MNIST; `refkd data fetch mnist` downloads it and prints it"
-        else:
-            needed = recipe.data
+        needed = _SOURCES.get(recipe.data, recipe.data)
         raise ConfigError(f"recipe {recipe.name!r} needs --data PATH: {needed}")
     source = arguments.data or recipe.data
     return Options(
@@ -80,6 +87,7 @@ def chosen_options(arguments: argparse.Namespace, recipe: Recipe) -> Options:
         _absolute(arguments.teacher_logits) if arguments.teacher_logits else "",
         arguments.backend or "numpy",
         not arguments.no_cache_teacher,
+        arguments.skip_corrupt,
     )
 
 

@@ -21,7 +21,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("predict", help="classify images with a network of a run")
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--data", required=True, metavar="PATH", help="'digits', a folder with MNIST, or an .npz"
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="'digits', a folder with MNIST, CIFAR-10 or images, or an .npz",
     )
     parser.add_argument(
         "--split",
@@ -45,7 +48,7 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     trained = load(arguments.folder, arguments.network, seed=arguments.seed)
-    dataset = data.load(arguments.data)
+    dataset = data.load(arguments.data, image_size=trained.spec.image_shape[-1])
     split: Split | None = getattr(dataset, arguments.split)
     if split is None:
         raise DataError(f"predict: {dataset.name} has no {arguments.split} split")
@@ -78,9 +81,10 @@ def _check_fits(spec: NetworkSpec, dataset: Dataset, split: Split) -> None:
             f"predict: {dataset.name} has label {largest}, the network knows "
             f"{len(spec.class_names)} classes from 0"
         )
-    if dataset.scale != spec.scale:
+    scale, expected = dataset.normalization.scale, spec.normalization.scale
+    if scale != expected:
         raise DataError(
             f"predict: {dataset.name} holds {split.images.dtype} images that are scaled by "
-            f"{dataset.scale:g}, the network was trained on images scaled by {spec.scale:g}; "
+            f"{scale:g}, the network was trained on images scaled by {expected:g}; "
             f"store them alike"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refkd.errors import CheckpointError, MissingExtra
-from refkd.report import html_report, text_report
+from refkd.report import html_report, read_attachments, text_report
 from refkd.train.atomic import atomic_write_text
 from refkd.train.run import RunFolder
 
@@ -33,13 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     folder = RunFolder.open(Path(arguments.folder))
     result = read_result(folder)
+    complaints: tuple[str, ...] = ()
     if not arguments.json:
         try:
-            write_page(folder, result)
+            complaints = write_page(folder, result)
         except MissingExtra:
             show_result(folder, result, as_json=False)
             raise
     show_result(folder, result, as_json=arguments.json)
+    if complaints:
+        raise CheckpointError("the report lacks a part: " + "; and: ".join(complaints))
     return 0
 
 
@@ -70,8 +73,13 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
         return dict(result)
 
 
-def write_page(folder: RunFolder, result: dict[str, Any]) -> None:
+def write_page(folder: RunFolder, result: dict[str, Any]) -> tuple[str, ...]:
     """Draw the report of a run into its folder.
+
+    Returns
+    -------
+    tuple of str
+        Why parts of it could not be drawn, a line each; the page says so too.
 
     Raises
     ------
@@ -81,8 +89,10 @@ def write_page(folder: RunFolder, result: dict[str, Any]) -> None:
         If the result is damaged, or the page cannot be written.
     """
     with _damage_named(folder):
-        page = html_report(result)
+        attachments = read_attachments(folder, result)
+        page = html_report(result, attachments)
     atomic_write_text(folder.path / "report.html", page)
+    return attachments.complaints
 
 
 def show_result(folder: RunFolder, result: dict[str, Any], *, as_json: bool) -> None:

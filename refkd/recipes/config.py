@@ -12,21 +12,39 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from refkd.errors import ConfigError, check_choice, check_unit_interval
+from refkd.data import augment
+from refkd.data.augment import Transform
+from refkd.data.dataset import Normalization
+from refkd.errors import ConfigError, DataError, check_choice, check_unit_interval
 from refkd.losses import presets
 from refkd.losses.spec import KDSpec
 from refkd.recipes.tables import from_table
 from refkd.train import optim, schedule
 
-__all__ = ["Choice", "Network", "Protocol", "Recipe", "Student", "Teacher", "Training"]
+__all__ = ["Choice", "Images", "Network", "Protocol", "Recipe", "Student", "Teacher", "Training"]
 
 _OPTIMIZERS = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
+_TRANSFORMS = {
+    "random_resized_crop": augment.RandomResizedCrop,
+    "horizontal_flip": augment.HorizontalFlip,
+    "padded_crop": augment.PaddedCrop,
+    "center_crop": augment.CenterCrop,
+    "resize": augment.Resize,
+}
 _SCHEDULES = {
     "constant": schedule.Constant,
     "step": schedule.Step,
     "linear": schedule.Linear,
     "cosine": schedule.Cosine,
 }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something by name with its parameters: an optimiser, a schedule, a loss preset."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,17 +55,45 @@ class Network:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("in_features", "num_classes"):
+        for key in ("in_features", "in_channels", "image_size", "num_classes"):
             if key in self.hyperparameters:
                 raise ConfigError(f"hyperparameters: {key} comes from the data, leave it out")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Something by name with its parameters: an optimiser, a schedule, a loss preset."""
+class Images:
+    """What becomes of the images before a network sees them.
 
-    name: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    Attributes
+    ----------
+    size : int or None
+        Side in pixels to which the images of a folder are resized. Data sets whose images
+        have one size need none.
+    mean, std : tuple of float
+        Of each channel, or one for all, of pixels in [0, 1]; see
+        :class:`refkd.data.Normalization`.
+    augment : tuple of Choice
+        ``random_resized_crop``, ``horizontal_flip``, ``padded_crop``, ``center_crop`` or
+        ``resize`` with the attributes of the class, applied in this order in training.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    augment: tuple[Choice, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            _check_at_least(1, "size", self.size)
+        try:
+            Normalization(1.0, self.mean, self.std)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        self.transforms()
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the augmentation."""
+        return tuple(_build("augment", _TRANSFORMS, choice) for choice in self.augment)
 
 
 @dataclass(frozen=True)
@@ -64,6 +110,10 @@ class Training:
     warmup_steps : int
         Steps of linear warm-up before the schedule.
     label_smoothing : float
+    keep : {"last", "best"}
+        The last epoch, or the one with the highest validation accuracy.
+    hyperparameters : dict
+        Of the network, where a protocol departs from the recipe's.
     """
 
     epochs: int
@@ -72,8 +122,11 @@ class Training:
     schedule: Choice = Choice("constant")
     warmup_steps: int = 0
     label_smoothing: float = 0.0
+    keep: str = "last"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_choice("training", "keep", self.keep, ("last", "best"))
         _check_at_least(1, "epochs", self.epochs)
         _check_at_least(1, "batch_size", self.batch_size)
         check_unit_interval("training", "label_smoothing", self.label_smoothing)
@@ -100,6 +153,13 @@ class Student(Training):
         What to call it in tables and pictures.
     distill : Choice or None
         A preset of :class:`refkd.losses.KDSpec`; None learns from the labels alone.
+    head_weights : tuple of float
+        Of the teacher's heads in the distillation loss, where it has several.
+    teacher_mode : {"eval", "train"}
+        In which mode the teacher answers; ``"train"``, with its dropout on, is a mistake
+        that some publications made.
+    student_eval_from : int or None
+        The epoch, from 0, from which the student is left in evaluation mode: another one.
     train_images : int or None
         Only so many training images, drawn by the seed.
     only_classes, without_classes : tuple of int
@@ -112,6 +172,9 @@ class Student(Training):
 
     label: str = ""
     distill: Choice | None = None
+    head_weights: tuple[float, ...] = ()
+    teacher_mode: str = "eval"
+    student_eval_from: int | None = None
     train_images: int | None = None
     only_classes: tuple[int, ...] = ()
     without_classes: tuple[int, ...] = ()
@@ -121,6 +184,9 @@ class Student(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.spec()
+        check_choice("student", "teacher_mode", self.teacher_mode, ("eval", "train"))
+        if self.distill is None and (self.head_weights or self.student_eval_from is not None):
+            raise ConfigError("head_weights and student_eval_from belong to a student that distils")
         if self.distill is not None and self.label_smoothing:
             raise ConfigError(
                 "label_smoothing: the distillation loss has none, so the students would differ "
@@ -141,8 +207,16 @@ class Student(Training):
 
 @dataclass(frozen=True)
 class Teacher(Training):
-    """The teacher's training, and the accuracy its source reports."""
+    """The teacher's training, and the accuracy its source reports.
 
+    Attributes
+    ----------
+    head_weights : tuple of float
+        Of its heads in its own loss, where it has several.
+    published : float or None
+    """
+
+    head_weights: tuple[float, ...] = ()
     published: float | None = None
 
     def __post_init__(self) -> None:
@@ -210,6 +284,10 @@ class Recipe:
     data : str
         ``digits``, ``mnist`` ...: what the recipe is meant for.
     teacher, student : Network
+    images : Images
+    validation : float, in [0, 1)
+        Where the data bring no validation images, this fraction of each class's training
+        images is held out.
     protocols : dict of str to Protocol
         The first one is the default.
     name : str
@@ -221,9 +299,13 @@ class Recipe:
     teacher: Network
     student: Network
     protocols: dict[str, Protocol]
+    images: Images = Images()
+    validation: float = 0.0
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation must be in [0, 1), got {self.validation}")
         if not self.protocols:
             raise ConfigError("protocols: expected at least one")
 

@@ -15,9 +15,12 @@ from refkd.models import parameter_count
 from refkd.ops.softmax import softmax_forward
 from refkd.recipes import config
 from refkd.recipes.environment import environment
+from refkd.recipes.mistakes import confident_mistakes, confusion_matrix
 from refkd.recipes.run import RecipeRun, Trained
 from refkd.recipes.statistics import confidence_interval, mean
 from refkd.recipes.transfer import best_bias_shift, transfer_errors
+from refkd.report.examples import Examples, examples_path, save_examples
+from refkd.report.pixels import as_pixels, is_image
 from refkd.train.evaluate import accuracy, calibration, evaluate_logits
 from refkd.train.run import TrainedNetwork
 
@@ -30,6 +33,8 @@ _TRANSFER_KEYS = (
     "errors_corrected",
     "errors_on_omitted_corrected",
 )
+
+_MOST_EXAMPLES = 24  # a screen or two of the report
 
 Logits = NDArray[np.floating[Any]]
 
@@ -47,6 +52,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Evaluate the networks of a run on the test images and return the result.
 
+    Of a run on images, those that the distilled student (first seed) is surest of and gets
+    wrong are kept in the run folder, for the report.
+
     Parameters
     ----------
     run : RecipeRun
@@ -59,6 +67,11 @@ def summarise(
     -------
     dict
         Ready for JSON; the keys are those that ``refkd distill --json`` documents.
+
+    Raises
+    ------
+    CheckpointError
+        If the images cannot be written.
     """
     test = run.dataset.test
     students = {
@@ -90,6 +103,11 @@ def summarise(
         result[f"student_{name}"] = entry
     result["differences"] = _differences(run.protocol, result)
     result["soft_targets"] = _soft_targets(run.protocol, teacher_logits, run.dataset)
+    first = {f"student_{name}": students[name].logits[0] for name in ("alone", "distilled")}
+    result["confusion"] = _confusion(first, teacher_logits, run.dataset)
+    if is_image(run.dataset.image_shape):
+        examples = _examples(run, first["student_distilled"], teacher_logits)
+        save_examples(examples_path(run.folder), examples)
     transfer = _transfer(run, students)
     if transfer:
         result["transfer"] = transfer
@@ -100,7 +118,11 @@ def summarise(
 
 def _test_logits(network: TrainedNetwork, split: Split) -> Logits:
     logits: Logits = evaluate_logits(
-        network.network, network.params, network.state, split.images, scale=network.spec.scale
+        network.network,
+        network.params,
+        network.state,
+        split.images,
+        normalization=network.spec.normalization,
     )
     return logits
 
@@ -179,6 +201,32 @@ def _soft_targets(
         "matrix": matrix.tolist(),
         "class_names": list(dataset.class_names),
     }
+
+
+def _confusion(
+    students: dict[str, Logits], teacher_logits: Logits | None, dataset: Dataset
+) -> dict[str, list[list[int]]]:
+    networks = {"teacher": teacher_logits, **students}
+    return {
+        name: confusion_matrix(logits, dataset.test.labels, dataset.num_classes).tolist()
+        for name, logits in networks.items()
+        if logits is not None
+    }
+
+
+def _examples(run: RecipeRun, student: Logits, teacher: Logits | None) -> Examples:
+    test, kd = run.dataset.test, run.protocol.students["distilled"].spec()
+    rows = confident_mistakes(student, test.labels, _MOST_EXAMPLES)
+    pixels, stretched = as_pixels(test.images[rows], run.dataset.normalization.scale)
+    return Examples(
+        rows,
+        test.labels[rows],
+        pixels,
+        student[rows],
+        None if teacher is None else teacher[rows],
+        1.0 if kd is None else kd.temperature,
+        stretched,
+    )
 
 
 def _transfer(run: RecipeRun, students: dict[str, _Side]) -> list[dict[str, Any]]:

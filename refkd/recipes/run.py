@@ -16,12 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refkd import models
+from refkd.data.augment import Transform
 from refkd.data.dataset import Dataset, Split, to_batch
 from refkd.dispatch import Array
-from refkd.distill.logit import LogitDistillation, frozen_logits
+from refkd.distill.frozen import frozen_logits
+from refkd.distill.logit import LogitDistillation
 from refkd.distill.objective import Objective, Supervised, select
 from refkd.distill.stage import Stage
 from refkd.errors import CheckpointError, DataError, NonFiniteError
+from refkd.losses.spec import KDSpec
 from refkd.nn.layer import Arrays, Layer, add_prefix
 from refkd.recipes import config
 from refkd.recipes.monitor import Display, RunMonitor
@@ -32,7 +36,7 @@ from refkd.train.progress import Progress
 from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, read_network
 from refkd.train.seeds import Purpose, generator
 
-__all__ = ["RecipeRun", "Trained", "build_stage", "network_spec"]
+__all__ = ["RecipeRun", "Trained", "build_stage", "distillation", "network_spec"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,38 @@ class Trained:
     students: dict[str, list[TrainedNetwork]]
 
 
-def network_spec(network: config.Network, dataset: Dataset) -> NetworkSpec:
-    """Return a recipe's network, its input size and number of classes taken from the data."""
-    sizes = {
-        "in_features": math.prod(dataset.image_shape),
-        "num_classes": dataset.num_classes,
-    }
+def network_spec(
+    network: config.Network, training: config.Training, dataset: Dataset
+) -> NetworkSpec:
+    """Return a recipe's network, its input size and number of classes taken from the data.
+
+    Parameters
+    ----------
+    network : Network
+    training : Training
+        Its hyperparameters take the place of the network's.
+    dataset : Dataset
+
+    Raises
+    ------
+    DataError
+        If the network takes images with channels, or square ones, and the data are none.
+    """
+    accepted = models.hyperparameters(network.model)
+    shape = dataset.image_shape
+    sizes = {"in_features": math.prod(shape), "num_classes": dataset.num_classes}
+    if "in_channels" in accepted:
+        square = "image_size" in accepted
+        if len(shape) != 3 or (square and shape[1] != shape[2]):
+            taken = "square images (C, S, S)" if square else "images (C, H, W)"
+            raise DataError(f"{network.model} takes {taken}, those of {dataset.name} are {shape}")
+        sizes |= {"in_channels": shape[0], "image_size": shape[1]}
+    from_data = {name: size for name, size in sizes.items() if name in accepted}
     return NetworkSpec(
         network.model,
-        sizes | network.hyperparameters,
-        dataset.image_shape,
-        dataset.scale,
+        from_data | network.hyperparameters | training.hyperparameters,
+        shape,
+        dataset.normalization,
         dataset.class_names,
     )
 
@@ -74,6 +99,28 @@ def build_stage(objective: Objective, training: config.Training) -> Stage:
         training.build_schedule(),
         training.epochs,
         training.batch_size,
+        keep=training.keep,
+    )
+
+
+def distillation(
+    recipe: config.Recipe, student: config.Student, kd: KDSpec, network: Layer, teacher: Layer
+) -> LogitDistillation:
+    """Return the objective of a student that distils from a teacher network.
+
+    It is ``exact`` where stored logits could stand in for the teacher: where the images
+    stay the same in every epoch, and the teacher has one head and always answers alike.
+    """
+    changing = any(transform.random for transform in recipe.images.transforms())
+    answers_alike = student.teacher_mode == "eval" and not student.head_weights
+    return LogitDistillation(
+        network,
+        teacher,
+        kd,
+        student.head_weights,
+        student.teacher_mode,
+        student.student_eval_from,
+        exact=answers_alike and not changing,
     )
 
 
@@ -92,7 +139,8 @@ class RecipeRun:
     display : Display
     cache_teacher : bool
         Whether the teacher's logits are computed once and stored, or in every step. The
-        results are the same, bit for bit.
+        results are the same, bit for bit. Logits of images that change from epoch to epoch,
+        and of several heads, are never stored.
     stop_requested : callable
         Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
     save_every : float
@@ -160,11 +208,16 @@ class RecipeRun:
             rows = np.sort(generator(seed, Purpose.SUBSET).permutation(rows)[:size])
         return rows
 
+    @property
+    def _augmentation(self) -> tuple[Transform, ...]:
+        return self.recipe.images.transforms()
+
     def _trained(
         self, name: str, seed: int, network: config.Network, teacher: TrainedNetwork | None
     ) -> TrainedNetwork:
         path = self.folder.network(name, seed)
-        spec = network_spec(network, self.dataset)
+        settings = self._settings(name)
+        spec = network_spec(network, settings, self.dataset)
         if path.exists():
             kept = read_network(path)[0]
             _check_belongs(path, kept.spec.to_json(), spec)
@@ -180,7 +233,8 @@ class RecipeRun:
                 [plan.stage],
                 progress,
                 plan.split,
-                scale=self.dataset.scale,
+                normalization=self.dataset.normalization,
+                augment=self._augmentation,
                 evaluate=self._evaluator(layer, learns),
                 monitor=RunMonitor(
                     self.folder,
@@ -206,10 +260,17 @@ class RecipeRun:
         self.folder.save_network(path, trained, metrics_bytes=self.folder.metrics_bytes())
         return trained
 
+    def _settings(self, name: str) -> config.Teacher | config.Student:
+        if name == "teacher":
+            return self.protocol.teacher
+        return self.protocol.students[name.removeprefix("student_")]
+
     def _plan(self, name: str, seed: int, layer: Layer, teacher: TrainedNetwork | None) -> _Plan:
         if name == "teacher":
             settings = self.protocol.teacher
-            supervised = Supervised(layer, "teacher", settings.label_smoothing)
+            supervised = Supervised(
+                layer, "teacher", settings.label_smoothing, settings.head_weights
+            )
             return _Plan(build_stage(supervised, settings), self.dataset.train, {}, {})
         student = self.protocol.students[name.removeprefix("student_")]
         rows, kd = self.training_rows(student, seed), student.spec()
@@ -220,8 +281,8 @@ class RecipeRun:
             return _Plan(build_stage(supervised, student), split, {}, {})
         if teacher is None:
             return _Plan(build_stage(LogitDistillation(layer, None, kd), student), split, {}, {})
-        objective = LogitDistillation(layer, teacher.network, kd)
-        if self.cache_teacher:
+        objective = distillation(self.recipe, student, kd, layer, teacher.network)
+        if self.cache_teacher and objective.exact:
             logits = self._stored_logits(teacher, student.batch_size)[rows]
             split = dataclasses.replace(split, teacher_logits=logits)
             return _Plan(build_stage(objective, student), split, {}, {})
@@ -241,7 +302,11 @@ class RecipeRun:
             for name, split in splits.items():
                 if split is not None:
                     logits = evaluate_logits(
-                        layer, own, own_state, split.images, scale=self.dataset.scale
+                        layer,
+                        own,
+                        own_state,
+                        split.images,
+                        normalization=self.dataset.normalization,
                     )
                     figures[f"{name}_accuracy"] = accuracy(logits, split.labels)
             return figures
@@ -250,7 +315,7 @@ class RecipeRun:
 
     def _stored_logits(self, teacher: TrainedNetwork, batch_size: int) -> Array:
         if batch_size not in self._stored:
-            images, scale = self.dataset.train.images, self.dataset.scale
+            images, normalization = self.dataset.train.images, self.dataset.normalization
             dtype = next(iter(teacher.params.values())).dtype
             step = batch_size * max(1, 4096 // batch_size)  # a few MB of floats at a time
             blocks = (
@@ -258,7 +323,7 @@ class RecipeRun:
                     teacher.network,
                     teacher.params,
                     teacher.state,
-                    to_batch(images[start : start + step], scale, dtype),
+                    to_batch(images[start : start + step], normalization, dtype),
                     block=batch_size,
                 )
                 for start in range(0, len(images), step)

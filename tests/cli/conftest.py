@@ -73,7 +73,7 @@ optimizer = { name = "adam" }
 distill = { name = "hinton", parameters = { temperature = 2.0, alpha = 0.5 } }
 """
 
-NO_PICTURES = "from refkd.cli import report; report.html_report = lambda result: ''"
+NO_PICTURES = "from refkd.cli import report; report.html_report = lambda *a: ''"
 RUN = "import sys; from refkd.cli import main; sys.exit(main())"
 
 
@@ -181,7 +181,7 @@ def finished(finished_once: Path, place: Path) -> Path:
 def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests the pictures, except those marked ``pictures``."""
     if "draws_pictures" not in request.fixturenames:
-        monkeypatch.setattr(report, "html_report", lambda result: "<html></html>")
+        monkeypatch.setattr(report, "html_report", lambda *arguments: "<html></html>")
 
 
 @pytest.fixture

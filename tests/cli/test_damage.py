@@ -199,7 +199,7 @@ def test_resuming_a_run_with_random_bytes_in_it_is_refused(
 def test_a_page_of_another_kind_of_error_is_not_hidden(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(result: Any) -> str:
+    def broken(*arguments: Any) -> str:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("refkd.cli.report.html_report", broken)

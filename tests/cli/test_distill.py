@@ -76,7 +76,9 @@ def test_a_run_folder_holds_what_it_should(distill: Any, recipe: str) -> None:
     printed = json.loads(distill("--json", "--run", "run", "--quiet").out)
     run = Path("run")
     assert sorted(path.name for path in run.iterdir()) == [
+        "class_to_idx.json",
         "config.toml",
+        "examples.safetensors",
         "metrics.jsonl",
         "networks",
         "report.html",

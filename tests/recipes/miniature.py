@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import parse_recipe
 from refkd.recipes.run import RecipeRun, Trained
@@ -84,7 +84,9 @@ def dataset(*, stored_logits: bool = False) -> Dataset:
         logits = rng.standard_normal((rows, 4)).astype(np.float32) if stored_logits else None
         return Split(images.astype(np.uint8), labels, logits)
 
-    return Dataset("drawn", split(40), split(24), split(12), 4, tuple("abcd"), 1 / 255)
+    return Dataset(
+        "drawn", split(40), split(24), split(12), 4, tuple("abcd"), Normalization(1 / 255)
+    )
 
 
 def new_run(path: Path, *, text: str = TEXT, data: Dataset | None = None, **settings: Any) -> Any:

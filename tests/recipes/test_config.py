@@ -38,13 +38,18 @@ students.distilled = { epochs = 5 }
 """
 
 
-def test_the_shipped_recipes_are_those_of_the_first_system() -> None:
+def test_the_shipped_recipes_are_the_systems_there_are() -> None:
     assert list(SHIPPED) == [
         "digits",
+        "googlenet-flowers",
+        "googlenet-flowers-small",
         "hinton-mnist",
         "hinton-mnist-omit3",
         "hinton-mnist-scarce",
         "own-data",
+        "resnet-cifar10",
+        "vgg-cifar10",
+        "vgg-cifar10-small",
     ]
     assert next(iter(load_recipe("hinton-mnist")[0].protocols)) == "published"
 

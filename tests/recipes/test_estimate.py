@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.recipes import estimate
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import parse_recipe
@@ -39,7 +39,9 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return Dataset("drawn", split(1000), split(50), split(70), 3, ("a", "b", "c"), 1 / 255)
+    return Dataset(
+        "drawn", split(1000), split(50), split(70), 3, ("a", "b", "c"), Normalization(1 / 255)
+    )
 
 
 def test_the_estimate_names_every_shape_and_training(recipe: Recipe, dataset: Dataset) -> None:
@@ -86,12 +88,19 @@ def test_an_evaluation_counts_all_images_that_are_evaluated(
 ) -> None:
     clock = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    network = estimate.network_spec(recipe.student, dataset).build()
+    network = estimate.network_spec(
+        recipe.student, recipe.protocols["p"].students["alone"], dataset
+    ).build()
+    # By this clock 8 images take a second, which is enough of timing.
+    assert estimate._seconds_per_evaluation(network, dataset) == pytest.approx(120 / 8)
+    monkeypatch.setattr(estimate, "_ENOUGH_SECONDS", 1e9)
     assert estimate._seconds_per_evaluation(network, dataset) == pytest.approx(120 / 50)
 
 
 def test_the_memory_grows_with_images_and_parameters(recipe: Recipe, dataset: Dataset) -> None:
-    student = estimate.network_spec(recipe.student, dataset).build()
+    student = estimate.network_spec(
+        recipe.student, recipe.protocols["p"].students["alone"], dataset
+    ).build()
     base = estimate._peak_memory(dataset, student)
     assert 60 < base < 150  # megabytes, of an interpreter with NumPy
     larger = dataclasses.replace(dataset, test=split(1_000_000))

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refkd.data.dataset import Dataset, Split
+from refkd.data.dataset import Dataset, Normalization, Split
+from refkd.data.image_folder import load_image_folder
 from refkd.ops.softmax import softmax_forward
 from refkd.recipes.load import parse_recipe
 from refkd.recipes.result import summarise
 from refkd.recipes.run import RecipeRun, Trained
 from refkd.recipes.statistics import confidence_interval
+from refkd.report.attachments import read_attachments
+from refkd.report.examples import load_examples
+from refkd.report.pixels import png
 from refkd.train.run import RunFolder
 
 TEXT = """
@@ -57,7 +61,15 @@ def split(rows: int, *, logits: bool = False) -> Split:
 
 def drawn(*, logits: bool = False) -> Dataset:
     test = split(31, logits=logits)
-    return Dataset("drawn", split(60, logits=logits), test, split(10), 3, ("a", "b", "c"), 1 / 255)
+    return Dataset(
+        "drawn",
+        split(60, logits=logits),
+        test,
+        split(10),
+        3,
+        ("a", "b", "c"),
+        Normalization(1 / 255),
+    )
 
 
 def trained_run(path: Path, text: str, dataset: Dataset) -> tuple[RecipeRun, Trained]:
@@ -188,7 +200,9 @@ def test_with_stored_logits_there_is_no_teacher_and_its_opinion_is_theirs(tmp_pa
 
 def test_without_soft_targets_for_the_test_images_there_is_no_matrix(tmp_path: Path) -> None:
     base = drawn()
-    dataset = Dataset("drawn", split(60, logits=True), base.test, None, 3, ("a", "b", "c"), 1 / 255)
+    dataset = Dataset(
+        "drawn", split(60, logits=True), base.test, None, 3, ("a", "b", "c"), Normalization(1 / 255)
+    )
     text = TEXT.replace("Teacher {teacher.figure}, ", "").replace("seeds = 3", "seeds = 1")
     run, trained = trained_run(tmp_path / "run", text, dataset)
     result = summarise(run, trained, "p", 1.0)
@@ -199,3 +213,109 @@ def test_without_soft_targets_for_the_test_images_there_is_no_matrix(tmp_path: P
 def test_an_explanation_may_name_a_teacher_that_only_left_logits(tmp_path: Path) -> None:
     run, trained = trained_run(tmp_path / "run", TEXT, drawn(logits=True))
     assert "Teacher " in summarise(run, trained, "p", 1.0)["explanation"]
+
+
+def on_images(images: np.ndarray[Any, Any], scale: float, *, logits: bool = False) -> Dataset:
+    """90 images in three classes that overlap, as far as their labels go."""
+    labels = np.random.default_rng(1).integers(0, 3, len(images))
+    stored = 4 * np.eye(3, dtype=np.float32)[labels] if logits else None
+    split = Split(images, labels, stored)
+    names = ("a", "b", "c")
+    return Dataset(
+        "drawn", split.take(slice(0, 40)), split.take(slice(40, None)), None, 3, names,
+        Normalization(scale),
+    )  # fmt: skip
+
+
+def summarised(path: Path, dataset: Dataset) -> tuple[RecipeRun, Trained, dict[str, Any]]:
+    text = TEXT.replace("seeds = 3", "seeds = 2")
+    run, trained = trained_run(path, text, dataset)
+    return run, trained, summarise(run, trained, "p", 1.0)
+
+
+def test_confusions_are_counted_for_the_first_seed(summary: Any) -> None:
+    run, trained, result = summary
+    test = run.dataset.test
+    networks = {
+        "teacher": trained.teacher,
+        "student_alone": trained.students["alone"][0],
+        "student_distilled": trained.students["distilled"][0],
+    }
+    assert list(result["confusion"]) == list(networks)
+    for key, network in networks.items():
+        said = network.predict(test.images).argmax(axis=1)
+        expected = [
+            [int(((test.labels == a) & (said == b)).sum()) for b in range(3)] for a in range(3)
+        ]
+        assert result["confusion"][key] == expected
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (1, 4, 4), (4, 5)])
+def test_the_surest_mistakes_on_images_are_kept_for_the_report(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, *shape), dtype=np.uint8)
+    run, trained, result = summarised(tmp_path / "run", on_images(images, 1 / 255))
+    test, student = run.dataset.test, trained.students["distilled"][0]
+    kept = load_examples(tmp_path / "run" / "examples.safetensors", num_classes=3)
+    counts = np.array(result["confusion"]["student_distilled"])
+    assert len(kept) == min(24, counts.sum() - counts.trace()) > 1
+    np.testing.assert_array_equal(kept.images, test.images[kept.rows])
+    np.testing.assert_array_equal(kept.labels, test.labels[kept.rows])
+    assert not kept.stretched
+    assert kept.temperature == 3.0
+    for network, logits in ((student, kept.student), (trained.teacher, kept.teacher)):
+        expected = network.predict(test.images)[kept.rows]
+        np.testing.assert_allclose(softmax_forward(logits), expected, rtol=1e-6)
+    confidence = softmax_forward(kept.student.astype(np.float64)).max(axis=1)
+    assert (np.diff(confidence) <= 0).all()
+    assert (kept.student.argmax(axis=1) != kept.labels).all()
+    attachments = read_attachments(run.folder, json.loads(json.dumps(result)))
+    assert attachments.examples is not None
+    assert attachments.complaints == ()
+
+
+def test_floating_images_are_kept_as_they_can_be_shown(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((90, 4, 4)).astype(np.float32)
+    run, _, _ = summarised(tmp_path / "run", on_images(images, 1.0))
+    kept = load_examples(tmp_path / "run" / "examples.safetensors", num_classes=3)
+    assert kept.stretched
+    assert kept.images.min(axis=(1, 2)).tolist() == [0] * len(kept)
+    assert kept.images.max(axis=(1, 2)).tolist() == [255] * len(kept)
+    shown = run.dataset.test.images[kept.rows]
+    brightest = shown.reshape(len(kept), -1).argmax(axis=1)
+    assert (kept.images.reshape(len(kept), -1)[np.arange(len(kept)), brightest] == 255).all()
+
+
+def test_stored_logits_are_the_teacher_s_in_the_examples(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, 3, 4, 4), dtype=np.uint8)
+    run, _, result = summarised(tmp_path / "run", on_images(images, 1 / 255, logits=True))
+    kept = load_examples(tmp_path / "run" / "examples.safetensors", num_classes=3)
+    np.testing.assert_array_equal(kept.teacher, run.dataset.test.teacher_logits[kept.rows])
+    assert result["confusion"]["teacher"] == np.diag(np.bincount(run.dataset.test.labels)).tolist()
+
+
+def test_a_run_that_is_not_on_images_keeps_none(summary: Any) -> None:
+    run, _, _ = summary
+    assert not (run.folder.path / "examples.safetensors").exists()
+
+
+def test_images_that_stay_in_their_files_are_read_for_the_report_only_where_kept(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("PIL")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 8)):
+        for name in "abc":
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (3, 9, 11), dtype=np.uint8)
+                (folder / f"{i}.png").write_bytes(png(pixels))
+    dataset = load_image_folder(tmp_path / "images", size=6)
+    run, _, _ = summarised(tmp_path / "run", dataset)
+    kept = load_examples(tmp_path / "run" / "examples.safetensors", num_classes=3)
+    assert len(kept) > 1
+    np.testing.assert_array_equal(kept.images, run.dataset.test.images[kept.rows])
+    assert kept.images.shape[1:] == (3, 6, 6)
+    assert run.dataset.test.images[kept.rows[:0]].shape == (0, 3, 6, 6)  # no mistakes, no images

@@ -1,0 +1,83 @@
+"""The data of a recipe: loaded, held out, normalised, and checked against what it asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+
+from refkd import data
+from refkd.data.dataset import Dataset
+from refkd.errors import ConfigError, DataError
+from refkd.recipes.config import Recipe
+
+__all__ = ["load_data"]
+
+
+def load_data(
+    recipe: Recipe,
+    source: str | os.PathLike[str],
+    teacher_logits: str | os.PathLike[str] | None = None,
+    *,
+    corrupt: str = "raise",
+) -> Dataset:
+    """Load the data set that a recipe runs on.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its ``images`` and ``validation`` are applied.
+    source, teacher_logits, corrupt
+        See :func:`refkd.data.load`.
+
+    Raises
+    ------
+    DataError
+        As :func:`refkd.data.load`; also if the augmentation makes images of another shape
+        than the networks are evaluated on, or a training keeps its best epoch and there are
+        no validation images.
+    ConfigError
+        If there are stored teacher logits and the augmentation is random.
+    """
+    dataset = data.load(source, teacher_logits, image_size=recipe.images.size, corrupt=corrupt)
+    if recipe.validation and dataset.validation is None:
+        dataset = data.hold_out_validation(dataset, recipe.validation)
+    normalization = dataclasses.replace(
+        dataset.normalization, mean=recipe.images.mean, std=recipe.images.std
+    )
+    dataset = dataclasses.replace(dataset, normalization=normalization)
+    _check_augmentation(recipe, dataset)
+    trainings = [t for p in recipe.protocols.values() for t in (p.teacher, *p.students.values())]
+    if dataset.validation is None and any(t.keep == "best" for t in trainings):
+        raise DataError(
+            f"recipe {recipe.name!r} keeps the best epoch on validation images, and "
+            f"{dataset.name} has none; set `validation` to the fraction of the training images "
+            f"to hold out"
+        )
+    return dataset
+
+
+def _check_augmentation(recipe: Recipe, dataset: Dataset) -> None:
+    transforms = recipe.images.transforms()
+    if not transforms:
+        return
+    if dataset.train.teacher_logits is not None and any(t.random for t in transforms):
+        raise ConfigError(
+            f"recipe {recipe.name!r}: stored teacher logits belong to the images as they are, and "
+            f"the augmentation changes them at random; leave out one of the two"
+        )
+    shape = dataset.image_shape
+    if len(shape) != 3 or dataset.train.images.dtype != np.uint8:
+        raise DataError(
+            f"recipe {recipe.name!r} augments uint8 images (C, H, W); those of {dataset.name} are "
+            f"{dataset.train.images.dtype} {shape}"
+        )
+    image, rng = dataset.train.images[0], np.random.default_rng(0)
+    for transform in transforms:
+        image = transform(image, rng)
+    if image.shape != shape:
+        raise DataError(
+            f"recipe {recipe.name!r}: the augmentation makes images of shape {image.shape}, and "
+            f"the networks are evaluated on {shape}; give both one size"
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refkd.report.class_axes import class_axes
 from refkd.report.palette import LIGHT
 from refkd.report.svg import WIDTH, Picture, add_axes, inline_svg, new_figure
 from refkd.report.words import Network, clipped, human_bytes, networks, one_line, percent
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["calibration", "sizes", "soft_targets"]
 
 _MOST_PRINTED = 12  # classes; beyond that numbers do not fit their cells
-_MOST_LABELS = 25
 
 
 def soft_targets(result: Mapping[str, Any]) -> Picture | None:
@@ -30,32 +30,17 @@ def soft_targets(result: Mapping[str, Any]) -> Picture | None:
     if soft is None:
         return None
     matrix = np.asarray(soft["matrix"], dtype=float)
-    names = [clipped(name, 12) for name in soft["class_names"]]
     others = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
     positive = others[others > 0]
     top = float(positive.max()) if positive.size else 1e-4
     bottom = min(max(float(positive.min()) if positive.size else 0.0, 1e-4 * top), 0.5 * top)
     heights = np.log(np.maximum(others, bottom) / bottom) / math.log(top / bottom)
 
-    name_room = 12 + 5.4 * max(map(len, names))
-    side = WIDTH - name_room - 62
-    upright = max(map(len, names)) > (2 if len(names) > 6 else 8)
-    below = 22 + (name_room - 6 if upright else 14)
-    figure = new_figure(side + 24 + below)
-    axes = add_axes(figure, left=name_room + 12, right=50, top=24, bottom=below, title="true class")
+    figure, axes = class_axes(
+        soft["class_names"], right=50, below="class that the teacher gives probability to"
+    )
     axes.imshow(heights, cmap="viridis", vmin=0, vmax=1, interpolation="none", aspect="auto")
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    every = math.ceil(len(names) / _MOST_LABELS)
-    places = range(0, len(names), every)
-    axes.set_yticks(places, names[::every])
-    axes.set_xticks(places, names[::every])
-    if upright:
-        for tick in axes.get_xticklabels():
-            tick.set(rotation=90, rotation_mode="anchor", ha="right", va="center")
-    axes.tick_params(length=0, labelsize=7.5 if len(names) > 12 else None)
-    axes.set_xlabel("class that the teacher gives probability to")
-    if len(names) <= _MOST_PRINTED:
+    if len(matrix) <= _MOST_PRINTED:
         _print_cells(axes, matrix, heights)
     _draw_scale(axes, bottom, top)
     a, b = np.unravel_index(np.nanargmax(others), others.shape)

@@ -13,7 +13,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from refkd.report.attachments import Attachments
 from refkd.report.figures import draw_pictures
+from refkd.report.mistakes import mistakes_section
 from refkd.report.palette import DARK, LIGHT
 from refkd.report.svg import Picture
 from refkd.report.words import (
@@ -30,7 +32,7 @@ from refkd.report.words import (
 __all__ = ["html_report"]
 
 
-def html_report(result: Mapping[str, Any]) -> str:
+def html_report(result: Mapping[str, Any], attachments: Attachments | None = None) -> str:
     """Return the report of a run as a self-contained HTML page.
 
     The page holds its style and its pictures (inline SVG), loads nothing, runs no script,
@@ -41,6 +43,8 @@ def html_report(result: Mapping[str, Any]) -> str:
     ----------
     result : mapping
         What ``refkd distill --json`` prints.
+    attachments : Attachments, optional
+        What :func:`refkd.report.read_attachments` found in the run folder.
 
     Returns
     -------
@@ -51,6 +55,7 @@ def html_report(result: Mapping[str, Any]) -> str:
     MissingExtra
         If matplotlib is not installed.
     """
+    attachments = attachments or Attachments()
     sides = networks(result)
     template = Template(files("refkd.report").joinpath("template.html").read_text("utf-8"))
     return template.substitute(
@@ -60,7 +65,8 @@ def html_report(result: Mapping[str, Any]) -> str:
         summary=_text(summary(result)),
         answer=_text(answer(result)),
         results="\n".join(_results(result, sides)),
-        pictures="\n".join(map(_figure, draw_pictures(result))),
+        pictures="\n".join(map(_figure, draw_pictures(result, attachments.filters))),
+        mistakes="\n".join(_mistakes(result, attachments)),
         losses=_losses(sides),
         environment=_definitions({**result["environment"], "run folder": result["run"]}),
     )
@@ -178,6 +184,13 @@ def _figure(picture: Picture) -> str:
         f'<figure id="{picture.name}"><h3>{_text(picture.title)}</h3>\n{picture.svg}\n'
         f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )
+
+
+def _mistakes(result: Mapping[str, Any], attachments: Attachments) -> Iterable[str]:
+    if attachments.examples is not None:
+        yield mistakes_section(result, attachments.examples)
+    for complaint in attachments.complaints:
+        yield f'<p class="note">Not drawn: {_text(one_line(complaint))}</p>'
 
 
 def _losses(sides: Iterable[Network]) -> str:

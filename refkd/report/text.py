@@ -7,11 +7,17 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from refkd.report.words import (
     Network,
     answer,
+    clipped,
+    confusion_matrices,
     difference_sentence,
     human_bytes,
+    human_count,
     networks,
     one_line,
     short_name,
@@ -22,6 +28,7 @@ __all__ = ["text_report"]
 
 _COLUMNS = 80
 _GAP = "  "
+_MOST_CLASSES = 10  # whose confusions fit the columns
 
 
 def text_report(result: Mapping[str, Any]) -> str:
@@ -35,8 +42,9 @@ def text_report(result: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        Title, answer, accuracy table, paired differences and, where the result holds it,
-        the table of the transfer experiment. Ends with a line break. Where matplotlib is
+        Title, answer, accuracy table, paired differences and, where the result holds them,
+        the distilled student's confusions (of few classes) and the table of the transfer
+        experiment. Ends with a line break. Where matplotlib is
         missing the last line names the extra that brings the pictures.
     """
     blocks = [
@@ -48,6 +56,9 @@ def text_report(result: Mapping[str, Any]) -> str:
         blocks.append(
             "\n".join(_wrap(difference_sentence(d, result), "  ") for d in result["differences"])
         )
+    confusion = confusion_matrices(result).get("student_distilled")
+    if confusion is not None and len(confusion) <= _MOST_CLASSES:
+        blocks.append(_confusion_table(confusion, result["data"]["class_names"]))
     if result.get("transfer"):
         blocks.append(_transfer_table(result["transfer"]))
     if importlib.util.find_spec("matplotlib") is None:
@@ -87,6 +98,20 @@ def _accuracy(side: Mapping[str, Any]) -> str:
         return mean
     low, high = side["interval"]
     return f"{mean} ± {100 * (high - low) / 2:.2f}"
+
+
+def _confusion_table(counts: NDArray[np.float64], names: Sequence[str]) -> str:
+    room = (_COLUMNS - 14) // len(names) - len(_GAP)
+    header = ["distilled", *(clipped(name, room) for name in names)]
+    cells = [
+        [clipped(name, 12), *(human_count(count) if count else "." for count in row)]
+        for name, row in zip(names, counts, strict=True)
+    ]
+    note = (
+        "test images of one true class (row) by what the distilled student says (column), "
+        "first seed"
+    )
+    return _table(header, cells) + "\n" + _wrap(note)
 
 
 def _transfer_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,18 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
     "Network",
     "answer",
     "clipped",
+    "confusion_matrices",
     "difference_sentence",
     "human_bytes",
+    "human_count",
     "human_seconds",
     "networks",
     "one_line",
     "percent",
     "points",
     "short_name",
+    "strongest_confusion",
     "summary",
 ]
 
@@ -111,6 +117,15 @@ def human_bytes(count: float) -> str:
     return f"{count:#.3g} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
 
 
+def human_count(count: float) -> str:
+    """``9604`` as it is, ``12345`` as ``12k``, ``1234567`` as ``1M``: four characters or fewer."""
+    for unit in ("", "k", "M"):
+        if count < (9999.5 if unit == "" else 999.5):
+            break
+        count /= 1000
+    return f"{count:.0f}{unit}"
+
+
 def human_seconds(seconds: float) -> str:
     """``12.3`` as ``12.3 s``, ``312`` as ``5 min 12 s``."""
     if seconds < 60:
@@ -179,6 +194,38 @@ def difference_sentence(difference: Mapping[str, Any], result: Result) -> str:
     else:
         meaning = f"{a} is {'better' if verdict > 0 else 'worse'}"
     return f"{start} (95% interval {points(low)} to {points(high)}, {count}): {meaning}"
+
+
+def confusion_matrices(result: Result) -> dict[str, NDArray[np.float64]]:
+    """Return the confusion matrices of a result, teacher first; none in that of an old run.
+
+    Rows are true classes, columns what the network says.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are not square, or not of the data's classes.
+    """
+    size = len(result["data"]["class_names"])
+    matrices = {}
+    for key in ("teacher", "student_alone", "student_distilled"):
+        if (counts := result.get("confusion", {}).get(key)) is not None:
+            matrices[key] = np.asarray(counts, dtype=np.float64)
+            if matrices[key].shape != (size, size) or not (matrices[key] >= 0).all():
+                raise ValueError(f"confusion of {key}: expected {size}x{size} counts")
+    return matrices
+
+
+def strongest_confusion(counts: NDArray[np.float64], names: Sequence[str]) -> str:
+    """Say which class is most often taken for which other one."""
+    errors = counts - np.diag(np.diagonal(counts))
+    a, b = divmod(int(errors.argmax()), len(errors))
+    if errors[a, b] == 0:
+        return "No class is taken for another."
+    return (
+        f"Most frequent confusion: {errors[a, b]:,.0f} of {counts[a].sum():,.0f} images of "
+        f"{one_line(names[a])} are taken for {one_line(names[b])}."
+    )
 
 
 def _verdict(interval: Sequence[float]) -> int:

@@ -1,4 +1,4 @@
-"""A realistic result of a run, and the parts to make others from."""
+"""A realistic result of a run, its attachments, and the parts to make others from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from refkd.recipes.mistakes import confident_mistakes, confusion_matrix
+from refkd.report.attachments import Attachments, Filters
+from refkd.report.examples import Examples
 
 
 def make_side(
@@ -120,6 +124,47 @@ def make_result(seeds: int = 10, classes: int = 10) -> dict[str, Any]:
     }
 
 
+def with_images(
+    result: dict[str, Any], *, images: int = 400, teacher: bool = True, shape: Any = (3, 12, 10)
+) -> tuple[dict[str, Any], Attachments]:
+    """The result, had it been on images of that shape, and what its report shows of them."""
+    classes = len(result["data"]["class_names"])
+    rng = np.random.default_rng(classes)
+    labels = np.arange(images) % classes
+    alike = rng.standard_normal((classes, classes))
+    logits = {
+        name: (
+            sharpness * np.eye(classes)[labels]
+            + alike[labels]
+            + 1.5 * rng.standard_normal((images, classes))
+        ).astype(np.float32)
+        for name, sharpness in (("teacher", 4), ("student_alone", 2), ("student_distilled", 3))
+    }
+    if not teacher:
+        result["teacher"] = None
+        del logits["teacher"]
+    result["confusion"] = {
+        name: confusion_matrix(z, labels, classes).tolist() for name, z in logits.items()
+    }
+    result["data"]["image_shape"] = list(shape)
+    student = logits["student_distilled"]
+    rows = confident_mistakes(student, labels, 24)
+    examples = Examples(
+        rows,
+        labels[rows],
+        rng.integers(0, 256, (len(rows), *shape), dtype=np.uint8),
+        student[rows],
+        logits["teacher"][rows] if teacher else None,
+        4.0,
+        stretched=False,
+    )
+    filters = (
+        Filters("teacher", "conv1.conv.weight", rng.standard_normal((20, 3, 7, 7))),
+        Filters("student_distilled", "conv1.weight", rng.standard_normal((6, 3, 3, 3))),
+    )
+    return result, Attachments(examples, filters if teacher else filters[1:])
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
     """Ten seeds of the digits recipe."""
@@ -136,3 +181,9 @@ def make_result_fixture() -> Callable[..., dict[str, Any]]:
 def make_side_fixture() -> Callable[..., dict[str, Any]]:
     """make_side(label, accuracy, seeds=, epochs=, parameters=): a network of a result."""
     return make_side
+
+
+@pytest.fixture(scope="session", name="with_images")
+def with_images_fixture() -> Callable[..., tuple[dict[str, Any], Attachments]]:
+    """with_images(result, images=, teacher=, shape=): it and its attachments."""
+    return with_images

@@ -62,6 +62,12 @@ def text(make_result: Callable[..., Result]) -> str:
     return html_report(make_result())
 
 
+@pytest.fixture(scope="module")
+def on_images(make_result: Callable[..., Result], with_images: Any) -> str:
+    """The page of a run on images, with all that it can show."""
+    return html_report(*with_images(make_result()))
+
+
 def names_everywhere(result: Result, name: str) -> Result:
     """Put ``name`` wherever the result holds text of a user's."""
     for key in ("title", "recipe", "protocol", "explanation", "run"):
@@ -114,9 +120,28 @@ def test_every_picture_says_in_words_what_it_shows(result: Result, text: str) ->
     assert f"distilled {100 * result['student_distilled']['accuracy']:.2f}%" in " ".join(labels)
 
 
-def test_page_loads_nothing_and_runs_nothing(text: str) -> None:
+def test_page_of_a_run_on_images_shows_confusions_filters_and_mistakes(on_images: str) -> None:
+    page = Page(on_images)
+    assert page.tags.count("svg") == page.tags.count("figure") == 7 + 3 + 1
+    assert page.tags.count("img") == 24
+    labels = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(set(labels)) == 11
+    assert all(v for tag, name, v in page.attributes if (tag, name) == ("img", "alt"))
+    assert "Mistakes of the distilled student" in page.words
+    assert on_images.index("First-layer filters") < on_images.index("Mistakes of")
+
+
+def test_equal_attachments_give_equal_bytes(
+    result: Result, with_images: Any, on_images: str
+) -> None:
+    assert html_report(*with_images(result)) == on_images
+
+
+@pytest.mark.parametrize("page_of", ["text", "on_images"])
+def test_page_loads_nothing_and_runs_nothing(page_of: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(page_of)
     page = Page(text)
-    assert "://" not in text
+    assert "://" not in re.sub(r"base64,[^\"]*", "", text)
     assert "@import" not in text
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     for tag, name, value in page.attributes:
@@ -125,7 +150,11 @@ def test_page_loads_nothing_and_runs_nothing(text: str) -> None:
             assert value.startswith(("#", "data:image/png;base64,"))
 
 
-def test_ids_are_unique_and_every_reference_has_its_target(text: str) -> None:
+@pytest.mark.parametrize("page_of", ["text", "on_images"])
+def test_ids_are_unique_and_every_reference_has_its_target(
+    page_of: str, request: pytest.FixtureRequest
+) -> None:
+    text = request.getfixturevalue(page_of)
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     references = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
@@ -134,8 +163,9 @@ def test_ids_are_unique_and_every_reference_has_its_target(text: str) -> None:
 
 
 def test_every_colour_variable_of_the_pictures_is_defined_for_light_and_dark(
-    text: str,
+    on_images: str,
 ) -> None:
+    text = on_images
     used = set(re.findall(r"var\((--[\w-]+)\)", text))
     light, dark = re.findall(r":root \{( --page[^}]*)\}", text)
     assert {"--teacher", "--alone", "--distilled", "--ink"} <= used
@@ -151,8 +181,9 @@ def test_equal_results_give_equal_bytes_and_one_seed_changes_them(
     assert html_report(result) != text
 
 
-def test_names_are_escaped_and_read_as_given(result: Result) -> None:
-    text = html_report(names_everywhere(result, HOSTILE))
+def test_names_are_escaped_and_read_as_given(result: Result, with_images: Any) -> None:
+    result, attachments = with_images(result)
+    text = html_report(names_everywhere(result, HOSTILE), attachments)
     page = Page(text)
     assert "script" not in page.tags
     assert f"{HOSTILE} {HOSTILE}" in page.words  # in the environment, twice in a row

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refkd.report import text_report
-from refkd.report.words import difference_sentence
+from refkd.report.words import difference_sentence, human_count
 
 Result = dict[str, Any]
 HINT = "pictures need matplotlib: pip install 'refkd[plot]'"
@@ -203,3 +203,55 @@ def test_a_student_with_fewer_images_is_not_said_to_be_helped(result: dict[str, 
     difference |= {"interval": [0.05, 0.15], "per_seed": [0.1, 0.1]}
     sentence = difference_sentence(difference, result)
     assert sentence.endswith("distilled is better, after 20 training images against 40")
+
+
+@pytest.mark.parametrize("classes", [2, 6, 10])
+def test_confusions_of_few_classes_are_a_table(
+    make_result: Callable[..., Result], with_images: Any, classes: int
+) -> None:
+    result, _ = with_images(make_result(classes=classes))
+    names = [f"a class of many letters {i}" for i in range(classes)]
+    result["data"]["class_names"] = names
+    counts = [[0] * classes for _ in range(classes)]
+    counts[0][:2] = [2345, 12345]
+    counts[1][1] = 9_999_999
+    result["confusion"]["student_distilled"] = counts
+    text = text_report(result)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines() if line.startswith("a class of")]
+    assert [row[-classes:] for row in rows] == [
+        ["2345", "12k", *["."] * (classes - 2)],
+        [".", "10M", *["."] * (classes - 2)],
+        *[["."] * classes] * (classes - 2),
+    ]
+    assert "what the distilled student says (column)" in " ".join(text.split())
+
+
+def test_confusions_of_many_classes_are_left_to_the_page(
+    make_result: Callable[..., Result], with_images: Any
+) -> None:
+    result, _ = with_images(make_result(classes=11))
+    assert "(column)" not in text_report(result)
+
+
+def test_class_names_in_the_table_cannot_steer_the_terminal(
+    result: Result, with_images: Any
+) -> None:
+    result, _ = with_images(result)
+    result["data"]["class_names"] = ["\x1b[2J\x07", "", "猫", *"3456789"]
+    assert all(c.isprintable() or c == "\n" for c in text_report(result))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (9999, "9999"),
+        (10_000, "10k"),
+        (999_499, "999k"),
+        (999_501, "1M"),
+        (12_345_678, "12M"),
+    ],
+)
+def test_counts_take_four_characters_or_fewer(count: int, text: str) -> None:
+    assert human_count(count) == text

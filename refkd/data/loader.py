@@ -6,7 +6,6 @@ whatever the number of threads. Which rows make up a batch is the caller's to sa
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from refkd.data.augment import Transform
 from refkd.data.image_files import ImageFiles
 from refkd.errors import ConfigError, DataError
+from refkd.threads import usable_cores
 
-__all__ = ["batches", "in_order", "usable_cores"]
+__all__ = ["batches", "in_order"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -110,11 +110,6 @@ def in_order(
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, where Python can tell, or the machine has."""
-    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
 def _augmented(

@@ -7,11 +7,19 @@ so the memory they take does not grow with the batch.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError, check_float_dtypes
-from refkd.ops.im2col import add_windows, check_output, chunks, conv_sizes, no_such_groups, windows
+from refkd.ops.im2col import (
+    add_windows,
+    check_output,
+    conv_sizes,
+    in_chunks,
+    no_such_groups,
+    windows,
+)
 from refkd.ops.window import Pair, Size, check_images
 
 __all__ = [
@@ -69,9 +77,12 @@ def conv2d_forward(
     matrix = weight.reshape(g.groups, g.outputs // g.groups, g.taps)
     dtype = xp.result_type(x, weight)
     y = xp.empty((g.batch, g.groups, g.outputs // g.groups, g.positions), dtype)
-    for rows in chunks(g, dtype.itemsize):
+
+    def fill(rows: slice) -> None:
         columns = windows(xp, x[rows], g).transpose(0, 1, 4, 5, 2, 3)
         xp.matmul(matrix, columns.reshape(-1, g.groups, g.taps, g.positions), out=y[rows])
+
+    deque(in_chunks(xp, fill, g, dtype.itemsize), maxlen=0)
     y = y.reshape(g.batch, g.outputs, *g.output_size)
     return y if bias is None else y + bias[:, None, None]
 
@@ -174,10 +185,13 @@ def conv2d_backward_input(
     dy = dy.reshape(g.batch, g.groups, g.outputs // g.groups, g.positions)
     dtype = xp.result_type(dy, weight)
     dx = xp.empty((g.batch, g.inputs, *g.input_size), dtype)
-    for rows in chunks(g, dtype.itemsize):
+
+    def fill(rows: slice) -> None:
         columns = xp.matmul(transposed, dy[rows])
         columns = columns.reshape(-1, g.inputs, *g.kernel_size, *g.output_size)
         dx[rows] = add_windows(xp, columns, g)
+
+    deque(in_chunks(xp, fill, g, dtype.itemsize), maxlen=0)
     return dx
 
 
@@ -225,9 +239,13 @@ def conv2d_backward_weight(
     dy = dy.reshape(g.batch, g.groups, g.outputs // g.groups, g.positions)
     dtype = xp.result_type(dy, x)
     dweight = xp.zeros((g.groups, g.outputs // g.groups, g.taps), dtype)
-    for rows in chunks(g, dtype.itemsize):
+
+    def of_chunk(rows: slice) -> Array:
         columns = windows(xp, x[rows], g).transpose(1, 4, 5, 0, 2, 3)
         columns = columns.reshape(g.groups, g.taps, -1)
         dy_rows = dy[rows].transpose(1, 2, 0, 3).reshape(g.groups, g.outputs // g.groups, -1)
-        dweight += xp.matmul(dy_rows, columns.swapaxes(1, 2))
+        return xp.matmul(dy_rows, columns.swapaxes(1, 2))
+
+    for part in in_chunks(xp, of_chunk, g, dtype.itemsize):
+        dweight += part
     return dweight.reshape(weight_shape)

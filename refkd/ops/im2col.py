@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, ShapeError
 from refkd.ops.window import Pair, Size, as_pair, output_size
+from refkd.threads import side_by_side
 
 __all__ = [
     "ConvSizes",
     "add_windows",
     "check_output",
-    "chunks",
     "conv_sizes",
+    "in_chunks",
     "no_such_groups",
     "windows",
 ]
 
-_PATCH_BYTES = 1 << 23  # of patches at a time: read again while they are in the cache
+_WORTH_A_THREAD, _PIECES = 1 << 18, 4
+_PATCH_BYTES = 1 << 22  # of patches at a time: read again while they are in the cache
 
 
 class ConvSizes(NamedTuple):
@@ -106,12 +108,21 @@ def check_output(where: str, dy: Array, g: ConvSizes) -> None:
         raise ShapeError(f"{where}: dy must have shape {expected}, got {tuple(dy.shape)}")
 
 
-def chunks(g: ConvSizes, itemsize: int) -> Iterator[slice]:
-    """Yield slices of the batch whose patches take about _PATCH_BYTES."""
+def in_chunks(
+    xp: Any, function: Callable[[slice], Array], g: ConvSizes, itemsize: int
+) -> Iterator[Array]:
+    """Yield ``function(rows)`` for slices of the batch whose patches take about _PATCH_BYTES.
+
+    On the host several are at work at a time, so there are a few of them where the work is
+    worth a thread; a device has its own ways.
+    """
     per_image = g.groups * g.taps * g.positions * itemsize
     step = max(1, _PATCH_BYTES // per_image)
-    for start in range(0, g.batch, step):
-        yield slice(start, start + step)
+    if g.batch * per_image > _WORTH_A_THREAD:
+        step = min(step, -(-g.batch // _PIECES))
+    slices = [slice(start, start + step) for start in range(0, g.batch, step)]
+    on_host = getattr(xp, "__name__", "") == "numpy"
+    return side_by_side(function, slices) if on_host else map(function, slices)
 
 
 def windows(xp: Any, x: Array, g: ConvSizes) -> Array:

@@ -167,10 +167,9 @@ def _enter(stage: Stage, progress: Progress) -> None:
 
 def _useful_threads(stage: Stage, progress: Progress) -> int | None:
     # By what learns alone: whether a teacher's logits are stored must not change a bit.
+    # Convolutions do not count: their products are small, and made side by side.
     learning = _learning(stage, progress.params).values()
-    if any(a.ndim == 4 for a in learning):  # a convolution's product is as long as its output
-        return None
-    largest = max((a.size for a in learning), default=0)
+    largest = max((a.size for a in learning if a.ndim < 4), default=0)
     return 1 if 2 * stage.batch_size * largest < _WORTH_A_SECOND_THREAD else None
 
 

@@ -20,9 +20,9 @@ class FakeSide:
     def __init__(self, mode: str, threads: int) -> None:
         self.mode, self.threads = mode, threads
 
-    def verify(self) -> dict[str, np.ndarray]:
-        wrong = 1.5 if self.mode == "wrong" else 1.0
-        return {"loss": np.float32([2.0]), "gradient of w": np.float32([wrong, -3.0])}
+    def verify(self, dtype: str) -> dict[str, np.ndarray]:
+        wrong = 1.5 if self.mode == f"wrong in {dtype}" else 1.0
+        return {"loss": np.array([2.0], dtype), "gradient of w": np.array([wrong, -3.0], dtype)}
 
     def run(self, steps: int) -> list[float]:
         if self.mode == "dies":
@@ -35,4 +35,5 @@ class FakeSide:
         print("and more things")
         threads = {os.environ[f"{pool}_NUM_THREADS"] for pool in ("OPENBLAS", "OMP", "MKL")}
         assert threads == {str(self.threads)}
-        return [{"compile": 0.002, "eager": 0.004}.get(self.mode, 0.001)] * steps
+        seconds = {"compile": 0.002, "channels_last": 0.003, "eager": 0.004}
+        return [seconds.get(self.mode, 0.001)] * steps

@@ -51,11 +51,14 @@ def test_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians() -> None:
     assert (result.refkd_ms, result.peer_ms) == (3000.0, 3000.0)
 
 
-def test_sides_take_turns_after_both_have_warmed_up() -> None:
+@pytest.mark.parametrize(("seconds", "turns"), [(0.5, "ABABABAB"), (0.01, "AABBABABAB")])
+def test_sides_take_turns_after_both_have_warmed_up_longer_where_steps_are_short(
+    seconds: float, turns: str
+) -> None:
     log: list[str] = []
-    sides = [ScriptedSide(name, [0.5] * 4, log) for name in "AB"]
+    sides = [ScriptedSide(name, [seconds] * 5, log) for name in "AB"]
     take_turns(sides, rounds=3, turn_seconds=1.0)
-    assert "".join(log) == "ABABABAB"
+    assert "".join(log) == turns
 
 
 def test_a_stall_within_a_turn_does_not_move_its_time() -> None:
@@ -83,7 +86,7 @@ def test_turns_are_as_long_for_a_slow_side_as_for_a_fast_one() -> None:
             return [self.seconds] * steps
 
     take_turns([Counting(0.001), Counting(0.01), Counting(10.0)], rounds=1, turn_seconds=0.25)
-    assert taken == {0.001: 250, 0.01: 25, 10.0: 5}
+    assert taken == {0.001: 250, 0.01: 25, 10.0: 3}
 
 
 def test_equal_outputs_agree() -> None:
@@ -106,12 +109,27 @@ def test_a_disagreement_is_named(peer: dict[str, np.ndarray], message: str) -> N
         check_agreement({"g": np.float32([1.0, 2.0])}, peer, tolerance=1e-5)
 
 
+def test_arrays_of_a_layer_share_one_scale_and_layers_do_not() -> None:
+    # The gradient of a bias before batch norm is nothing but rounding.
+    a = {"conv.weight": np.float32([1.0]), "conv.bias": np.float32([1e-9]), "fc.bias": np.ones(1)}
+    b = a | {"conv.bias": np.float32([-3e-9])}
+    check_agreement(a, b, tolerance=1e-8)
+    with pytest.raises(VerificationError, match=r"'conv.bias' differs by 4\.00e-09"):
+        check_agreement(a, b, tolerance=1e-9)
+    small = {"conv.bias": np.float32([1e-9]), "fc.bias": np.ones(1)}
+    with pytest.raises(VerificationError, match=r"'conv.bias' differs by 1\.33e\+00"):
+        check_agreement(small, small | {"conv.bias": np.float32([-3e-9])}, tolerance=1e-8)
+
+
 def test_a_worker_answers_from_its_own_process_whatever_its_libraries_print(
     fake_module: str,
 ) -> None:
     with Worker(fake_module, "any", "fine", threads=3) as worker:
         assert worker.run(4) == [0.001] * 4
-        np.testing.assert_array_equal(worker.verify()["gradient of w"], [1.0, -3.0])
+        for dtype in ("float32", "float64"):
+            gradient = worker.verify(dtype)["gradient of w"]
+            assert gradient.dtype == dtype
+            np.testing.assert_array_equal(gradient, [1.0, -3.0])
         assert 5 < worker.peak_rss_mb() < 500
 
 

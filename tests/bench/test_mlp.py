@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bench.harness import VerificationError, Worker, check_agreement
-from bench.training import _TOLERANCE
 from bench.workloads import WORKLOADS, module_of
+from bench.workloads.mlp import MLPWorkload
 from bench.workloads.mlp_refkd import open_side
 
+_TOLERANCE = MLPWorkload.tolerances["float32"]
 MLP = [name for name in WORKLOADS if name.startswith("mlp")]
 
 
@@ -38,7 +39,7 @@ def test_every_run_starts_from_the_same_parameters_and_returns_one_time_per_step
 @pytest.mark.parametrize("workload", ["mlp_student_b32", "mlp_kd_b32"])
 def test_verification_covers_every_parameter_of_the_network_that_learns(workload: str) -> None:
     side = open_side(workload, "numpy", 1)
-    outputs = side.verify()
+    outputs = side.verify("float32")
     learning = [name for name in side.params if name.startswith("student.")]
     assert len(learning) == 6
     for name in learning:
@@ -48,7 +49,7 @@ def test_verification_covers_every_parameter_of_the_network_that_learns(workload
 
 
 def test_verification_catches_a_gradient_that_is_off_by_a_thousandth_in_its_largest_entry() -> None:
-    outputs = open_side("mlp_student_b32", "numpy", 1).verify()
+    outputs = open_side("mlp_student_b32", "numpy", 1).verify("float32")
     name = "gradient of student.fc2.weight"
     wrong = outputs[name].copy()
     wrong.flat[np.abs(wrong).argmax()] *= 1.001
@@ -64,6 +65,6 @@ def test_refkd_and_torch_take_the_same_step(workload: str) -> None:
         Worker(module_of(workload, "refkd"), workload, "numpy", threads=1) as refkd,
         Worker(module_of(workload, "torch"), workload, "eager", threads=1) as torch,
     ):
-        outputs = refkd.verify()
-        check_agreement(outputs, torch.verify(), tolerance=_TOLERANCE)
+        outputs = refkd.verify("float32")
+        check_agreement(outputs, torch.verify("float32"), tolerance=_TOLERANCE)
     assert len(outputs) == 13

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ def _fake_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr(harness, "_SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(training, "_TURN_SECONDS", 0.01)
-    monkeypatch.setattr(training, "WORKLOADS", {"fake": None, "fake_too": None})
+    definition = types.SimpleNamespace(
+        torch_modes=("eager", "compile"), tolerances={"float64": 1e-12, "float32": 1e-6}
+    )
+    monkeypatch.setattr(training, "WORKLOADS", {"fake": definition, "fake_too": definition})
     monkeypatch.setattr(training, "module_of", lambda workload, side: "fake_side")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
 
@@ -77,10 +81,11 @@ def test_a_peer_that_does_not_compile_runs_eagerly_and_the_row_says_why(
     assert "no compiler" in row["peer_mode"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_side_that_computes_something_else_is_an_error_and_is_not_timed(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], dtype: str
 ) -> None:
-    code, out, err = run(capsys, "--json", "--workload", "fake", "--backend", "wrong")
+    code, out, err = run(capsys, "--json", "--workload", "fake", "--backend", f"wrong in {dtype}")
     assert (code, json.loads(out)) == (1, [])
     assert "fake: VerificationError: 'gradient of w' differs by 1.67e-01" in err
 

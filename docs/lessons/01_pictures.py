@@ -51,9 +51,11 @@ def test_logits(*, hidden: Sequence[int], epochs: int) -> np.ndarray:
     stages = [Stage(Supervised(network), Adam(1e-3), Constant(), epochs, batch_size=32)]
     progress = begin(stages, seed=0)
     progress.params = {name: p.astype(np.float64) for name, p in progress.params.items()}
-    train(stages, progress, digits.train, scale=digits.scale)
+    train(stages, progress, digits.train, normalization=digits.normalization)
     params = select(progress.params, "student")
-    return evaluate_logits(network, params, {}, digits.test.images, scale=digits.scale)
+    return evaluate_logits(
+        network, params, {}, digits.test.images, normalization=digits.normalization
+    )
 
 
 def draw(measured: Measured) -> dict[str, str]:

@@ -5,11 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from refkd.dispatch import Array, namespace
 from refkd.errors import ShapeError
-from refkd.nn.layer import Arrays, Layer, add_cotangents
+from refkd.nn.layer import Arrays, Layer, Shapes, add_cotangents, add_prefix, split_by_prefix
 
-__all__ = ["backward_through", "cotangents_of", "split_off"]
+__all__ = [
+    "backward_through",
+    "cotangents_of",
+    "init_children",
+    "next_states",
+    "shapes_of_children",
+    "split_off",
+]
+
+Named = Iterable[tuple[str, Layer]]
+
+
+def shapes_of_children(children: Named) -> tuple[Shapes, Shapes]:
+    """Return the shapes of parameters and state of all children, under their names."""
+    params: Shapes = {}
+    state: Shapes = {}
+    for name, layer in children:
+        layer_params, layer_state = layer.shapes()
+        params |= add_prefix(name, layer_params)
+        state |= add_prefix(name, layer_state)
+    return params, state
+
+
+def init_children(
+    children: Named, rng: np.random.Generator, *, dtype: type[np.floating[Any]]
+) -> tuple[Arrays, Arrays]:
+    """Draw the parameters of all children in turn; return them and the state, under their names."""
+    params: Arrays = {}
+    state: Arrays = {}
+    for name, layer in children:
+        layer_params, layer_state = layer.init(rng, dtype=dtype)
+        params |= add_prefix(name, layer_params)
+        state |= add_prefix(name, layer_state)
+    return params, state
+
+
+def next_states(children: Named, state: Mapping[str, Array], caches: Iterable[Any]) -> Arrays:
+    """Return the state of all children after a training forward, under their names."""
+    state_of = split_by_prefix(state)
+    updated: Arrays = {}
+    for (name, layer), cache in zip(children, caches, strict=True):
+        if name in state_of:
+            updated |= add_prefix(name, layer.next_state(state_of[name], cache))
+    return updated
 
 
 def split_off(

@@ -11,7 +11,13 @@ import numpy as np
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, suggest
 from refkd.nn.checks import check_names
-from refkd.nn.composite import backward_through, cotangents_of, split_off
+from refkd.nn.composite import (
+    backward_through,
+    cotangents_of,
+    init_children,
+    shapes_of_children,
+    split_off,
+)
 from refkd.nn.layer import (
     Arrays,
     Layer,
@@ -68,21 +74,15 @@ class WithHeads(Layer):
 
     def shapes(self) -> tuple[Shapes, Shapes]:
         params, state = self.trunk.shapes()
-        for name, _, head in self.heads:
-            head_params, head_state = head.shapes()
-            params |= add_prefix(name, head_params)
-            state |= add_prefix(name, head_state)
-        return params, state
+        head_params, head_state = shapes_of_children(self._named_heads())
+        return params | head_params, state | head_state
 
     def init(
         self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
     ) -> tuple[Arrays, Arrays]:
         params, state = self.trunk.init(rng, dtype=dtype)
-        for name, _, head in self.heads:
-            head_params, head_state = head.init(rng, dtype=dtype)
-            params |= add_prefix(name, head_params)
-            state |= add_prefix(name, head_state)
-        return params, state
+        head_params, head_state = init_children(self._named_heads(), rng, dtype=dtype)
+        return params | head_params, state | head_state
 
     def forward(
         self,
@@ -184,6 +184,9 @@ class WithHeads(Layer):
         ):
             yield from ((f"{name}.{path}", y) for path, y in head.features(head_cache))
             yield name, output
+
+    def _named_heads(self) -> list[tuple[str, Layer]]:
+        return [(name, head) for name, _, head in self.heads]
 
     def _names(self) -> list[str]:
         return [name for name, _ in self.trunk.layers] + [name for name, _, _ in self.heads]

@@ -12,7 +12,13 @@ import numpy as np
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, ShapeError
 from refkd.nn.checks import check_names
-from refkd.nn.composite import backward_through, cotangents_of
+from refkd.nn.composite import (
+    backward_through,
+    cotangents_of,
+    init_children,
+    next_states,
+    shapes_of_children,
+)
 from refkd.nn.layer import (
     Arrays,
     Layer,
@@ -59,24 +65,12 @@ class Parallel(Layer):
             raise ConfigError("Parallel: branches must hold at least one layer, got none")
 
     def shapes(self) -> tuple[Shapes, Shapes]:
-        params: Shapes = {}
-        state: Shapes = {}
-        for name, layer in self.branches:
-            layer_params, layer_state = layer.shapes()
-            params |= add_prefix(name, layer_params)
-            state |= add_prefix(name, layer_state)
-        return params, state
+        return shapes_of_children(self.branches)
 
     def init(
         self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
     ) -> tuple[Arrays, Arrays]:
-        params: Arrays = {}
-        state: Arrays = {}
-        for name, layer in self.branches:
-            layer_params, layer_state = layer.init(rng, dtype=dtype)
-            params |= add_prefix(name, layer_params)
-            state |= add_prefix(name, layer_state)
-        return params, state
+        return init_children(self.branches, rng, dtype=dtype)
 
     def forward(
         self,
@@ -144,12 +138,7 @@ class Parallel(Layer):
         return functools.reduce(add_cotangents, dxs), grads
 
     def next_state(self, state: Mapping[str, Array], cache: ParallelCache) -> Arrays:
-        state_of = split_by_prefix(state)
-        updated: Arrays = {}
-        for (name, layer), layer_cache in zip(self.branches, cache.children, strict=True):
-            if name in state_of:
-                updated |= add_prefix(name, layer.next_state(state_of[name], layer_cache))
-        return updated
+        return next_states(self.branches, state, cache.children)
 
     def features(self, cache: ParallelCache) -> Iterator[tuple[str, Array]]:
         for (name, layer), layer_cache, output in zip(

@@ -10,7 +10,7 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.nn.checks import check_names
-from refkd.nn.composite import backward_through
+from refkd.nn.composite import backward_through, init_children, next_states, shapes_of_children
 from refkd.nn.layer import (
     Arrays,
     Layer,
@@ -56,24 +56,12 @@ class Sequential(Layer):
         return cls(tuple((str(i), layer) for i, layer in enumerate(layers)))
 
     def shapes(self) -> tuple[Shapes, Shapes]:
-        params: Shapes = {}
-        state: Shapes = {}
-        for name, layer in self.layers:
-            layer_params, layer_state = layer.shapes()
-            params |= add_prefix(name, layer_params)
-            state |= add_prefix(name, layer_state)
-        return params, state
+        return shapes_of_children(self.layers)
 
     def init(
         self, rng: np.random.Generator, *, dtype: type[np.floating[Any]] = np.float32
     ) -> tuple[Arrays, Arrays]:
-        params: Arrays = {}
-        state: Arrays = {}
-        for name, layer in self.layers:
-            layer_params, layer_state = layer.init(rng, dtype=dtype)
-            params |= add_prefix(name, layer_params)
-            state |= add_prefix(name, layer_state)
-        return params, state
+        return init_children(self.layers, rng, dtype=dtype)
 
     def forward(
         self,
@@ -139,12 +127,7 @@ class Sequential(Layer):
         return dy if need_dx else None, grads
 
     def next_state(self, state: Mapping[str, Array], cache: SequentialCache) -> Arrays:
-        state_of = split_by_prefix(state)
-        updated: Arrays = {}
-        for (name, layer), layer_cache in zip(self.layers, cache.children, strict=True):
-            if name in state_of:
-                updated |= add_prefix(name, layer.next_state(state_of[name], layer_cache))
-        return updated
+        return next_states(self.layers, state, cache.children)
 
     def features(self, cache: SequentialCache) -> Iterator[tuple[str, Array]]:
         for (name, layer), layer_cache, output in zip(

@@ -9,6 +9,7 @@ import numpy as np
 
 from refkd import data
 from refkd.data.dataset import Dataset
+from refkd.data.image_files import ImageFiles
 from refkd.errors import ConfigError, DataError
 from refkd.recipes.config import Recipe
 
@@ -34,9 +35,9 @@ def load_data(
     Raises
     ------
     DataError
-        As :func:`refkd.data.load`; also if the augmentation makes images of another shape
-        than the networks are evaluated on, or a training keeps its best epoch and there are
-        no validation images.
+        As :func:`refkd.data.load`; also if the images are of another size than the recipe
+        says, the augmentation makes others than the networks are evaluated on, or a training
+        keeps its best epoch and there are no validation images.
     ConfigError
         If there are stored teacher logits and the augmentation is random.
     """
@@ -47,6 +48,7 @@ def load_data(
         dataset.normalization, mean=recipe.images.mean, std=recipe.images.std
     )
     dataset = dataclasses.replace(dataset, normalization=normalization)
+    _check_size(recipe, dataset)
     _check_augmentation(recipe, dataset)
     trainings = [t for p in recipe.protocols.values() for t in (p.teacher, *p.students.values())]
     if dataset.validation is None and any(t.keep == "best" for t in trainings):
@@ -56,6 +58,15 @@ def load_data(
             f"to hold out"
         )
     return dataset
+
+
+def _check_size(recipe: Recipe, dataset: Dataset) -> None:
+    size, shape = recipe.images.size, dataset.image_shape
+    if size is not None and shape[-2:] != (size, size):
+        raise DataError(
+            f"recipe {recipe.name!r} takes images of {size} x {size}, and those of {dataset.name} "
+            f"are {shape}; only the images of a folder are resized"
+        )
 
 
 def _check_augmentation(recipe: Recipe, dataset: Dataset) -> None:
@@ -73,7 +84,8 @@ def _check_augmentation(recipe: Recipe, dataset: Dataset) -> None:
             f"recipe {recipe.name!r} augments uint8 images (C, H, W); those of {dataset.name} are "
             f"{dataset.train.images.dtype} {shape}"
         )
-    image, rng = dataset.train.images[0], np.random.default_rng(0)
+    images, rng = dataset.train.images, np.random.default_rng(0)
+    image = images.original(0) if isinstance(images, ImageFiles) else images[0]
     for transform in transforms:
         image = transform(image, rng)
     if image.shape != shape:

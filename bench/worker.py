@@ -2,7 +2,7 @@
 
 ``python -m bench.worker MODULE WORKLOAD MODE THREADS`` opens ``MODULE.open_side`` and
 obeys one command per line of stdin, each answered by one line of JSON on stdout:
-``run K``, ``verify FILE``, ``memory``. What the libraries print goes to stderr.
+``run K``, ``verify DTYPE FILE``, ``memory``. What the libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def _obey(side: Any, command: str, argument: str) -> dict[str, Any]:
     if command == "run":
         return {"seconds": side.run(int(argument))}
     if command == "verify":
-        np.savez(argument, **side.verify())
+        dtype, _, path = argument.partition(" ")
+        np.savez(path, **side.verify(dtype))
         return {}
     if command == "memory":
         return {"peak_rss_mb": peak_rss_mb()}

@@ -1,7 +1,8 @@
 """What is measured: one file per family with the definitions, one beside it for each side.
 
-``bench.workloads.mlp`` defines, ``mlp_refkd`` and ``mlp_torch`` compute. The
-definitions need NumPy alone, so that no side loads the other's library.
+``bench.workloads.mlp`` defines, ``mlp_refkd`` and ``mlp_torch`` compute; ``loop_refkd``
+and ``loop_torch`` are the loops around them. The definitions need NumPy alone, so that
+no side loads the other's library.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.workloads import mlp
+from bench.workloads import googlenet, kernels, mlp, vgg
 
-__all__ = ["WORKLOADS", "module_of"]
+__all__ = ["KERNELS", "WORKLOADS", "module_of"]
 
-WORKLOADS: Mapping[str, Any] = {w.name: w for w in mlp.WORKLOADS}
+WORKLOADS: Mapping[str, Any] = {
+    w.name: w for w in (*mlp.WORKLOADS, *vgg.WORKLOADS, *googlenet.WORKLOADS)
+}
+KERNELS: Mapping[str, kernels.ConvKernel] = {k.name: k for k in kernels.KERNELS}
 
 
 def module_of(workload: str, side: str) -> str:

@@ -8,21 +8,18 @@ forward, backward and Adam; a distillation step evaluates the teacher first.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.workloads.step import draw_data, draw_layer
+
 __all__ = [
     "DROPOUT",
     "HARD_WEIGHT",
-    "LEARNING_RATE",
-    "SCALE",
     "TEMPERATURE",
-    "VERIFY_EPS",
-    "VERIFY_LEARNING_RATE",
     "WORKLOADS",
     "MLPWorkload",
 ]
@@ -30,17 +27,12 @@ __all__ = [
 IN_FEATURES, NUM_CLASSES = 784, 10
 DROPOUT = 0.5
 TEMPERATURE, HARD_WEIGHT = 4.0, 0.3  # 0.3 CE + 0.7 T² KL, the mean over the batch
-LEARNING_RATE = 1e-4
-SCALE = 1 / 255
-# Adam's first step is lr g/(|g| + eps). With the usual eps = 1e-8 the sign of a rounding
-# error decides where g is about 0; these settings make the step comparable.
-VERIFY_LEARNING_RATE, VERIFY_EPS = 1e-2, 1e-3
 _BATCHES = 32
 
 
 @dataclass(frozen=True)
 class MLPWorkload:
-    """One training step.
+    """One training step; see :class:`bench.workloads.step.Workload`.
 
     Attributes
     ----------
@@ -58,6 +50,8 @@ class MLPWorkload:
     teacher_width: int | None = None
 
     family: ClassVar[str] = "mlp"
+    torch_modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
+    tolerances: ClassVar[dict[str, float]] = {"float32": 5e-6}  # sums of up to 1,200 products
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -73,18 +67,16 @@ class MLPWorkload:
         drawn: dict[str, NDArray[np.float32]] = {}
         for network, widths in self.widths.items():
             for i in range(1, len(widths)):
-                bound = 1 / math.sqrt(widths[i - 1])
-                for part, shape in (("weight", (widths[i], widths[i - 1])), ("bias", widths[i])):
-                    values = rng.random(shape, np.float32)
-                    drawn[f"{network}.fc{i}.{part}"] = (2 * bound) * values - bound
+                drawn |= draw_layer(rng, f"{network}.fc{i}", (widths[i], widths[i - 1]))
         return drawn
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return nothing: there are no running statistics."""
+        return {}
 
     def data(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Draw the images, (N, 784), and labels, (N,), of 32 batches."""
-        rng = np.random.default_rng(2)
-        rows = self.batch_size * _BATCHES
-        images: NDArray[Any] = rng.integers(0, 256, (rows, IN_FEATURES), np.uint8)
-        return images, rng.integers(0, NUM_CLASSES, rows)
+        return draw_data(self.batch_size * _BATCHES, (IN_FEATURES,), NUM_CLASSES)
 
 
 WORKLOADS = (

@@ -23,10 +23,11 @@ from refkd.cli.report import read_result, result_path, show_result, write_page
 from refkd.dispatch import use_backend
 from refkd.errors import DataError, MissingExtra
 from refkd.recipes import estimate
+from refkd.recipes.build import network_spec
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import load_recipe
 from refkd.recipes.result import summarise
-from refkd.recipes.run import RecipeRun, network_spec
+from refkd.recipes.run import RecipeRun
 from refkd.recipes.source import load_data
 from refkd.train.atomic import atomic_write_text
 from refkd.train.run import RunFolder

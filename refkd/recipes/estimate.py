@@ -16,8 +16,8 @@ from refkd.distill.objective import Batch, Objective, Supervised
 from refkd.distill.stage import Stage
 from refkd.models import parameter_count
 from refkd.nn.layer import Arrays, Layer, add_prefix
+from refkd.recipes.build import build_stage, distillation, network_spec
 from refkd.recipes.config import Protocol, Recipe, Student, Training
-from refkd.recipes.run import build_stage, distillation, network_spec
 from refkd.train.evaluate import evaluate_logits
 from refkd.train.loop import begin, train
 

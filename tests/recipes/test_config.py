@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from refkd.errors import ConfigError
 from refkd.losses.spec import KDSpec
+from refkd.recipes.build import build_stage
 from refkd.recipes.config import Choice, Network, Student, Teacher, Training
 from refkd.recipes.load import load_recipe, parse_recipe, recipe_from_table, shipped_recipes
-from refkd.recipes.run import build_stage
 from refkd.train import optim, schedule
 
 SHIPPED = shipped_recipes()

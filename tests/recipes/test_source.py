@@ -10,9 +10,9 @@ import pytest
 
 from refkd.data import Normalization
 from refkd.errors import ConfigError, DataError
+from refkd.recipes.build import network_spec
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import parse_recipe
-from refkd.recipes.run import network_spec
 from refkd.recipes.source import load_data
 
 CROP = '{ name = "padded_crop", parameters = { size = 8, padding = 2 } }'

@@ -23,9 +23,9 @@ from refkd.cli.report import read_result, result_path, show_result, write_page
 from refkd.dispatch import use_backend
 from refkd.errors import DataError, MissingExtra
 from refkd.recipes import estimate
-from refkd.recipes.build import network_spec
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import load_recipe
+from refkd.recipes.rehearsal import rehearse
 from refkd.recipes.result import summarise
 from refkd.recipes.run import RecipeRun
 from refkd.recipes.source import load_data
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         cache_teacher=options.cache_teacher,
         stop_requested=lambda: interrupts.requested,
     )
-    _check_fits(recipe_run)
+    rehearse(recipe_run)
     with use_backend(options.backend):
         if arguments.dry_run:
             print(estimate.describe(recipe, protocol, dataset, seeds))
@@ -147,20 +147,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"stopped; continue with: {resume}", file=sys.stderr)
             raise
     return _report(folder, result, as_json=arguments.json)
-
-
-def _check_fits(run: RecipeRun) -> None:
-    """Find what a late training would stumble over before the first one starts."""
-    network_spec(run.recipe.teacher, run.protocol.teacher, run.dataset).build()
-    for name, student in run.protocol.students.items():
-        network_spec(run.recipe.student, student, run.dataset).build()
-        largest = max((*student.only_classes, *student.without_classes), default=0)
-        if largest >= run.dataset.num_classes:
-            raise DataError(
-                f"recipe {run.recipe.name!r}: student {name!r} names class {largest}, "
-                f"{run.dataset.name} has classes 0 to {run.dataset.num_classes - 1}"
-            )
-        run.training_rows(student, run.seeds[0])
 
 
 def _train(recipe_run: RecipeRun, protocol: str) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def _rows_like_the_first(
         raise ConfigError(
             "frozen_logits: in evaluation the network's logits for an image depend on the rest "
             "of the batch, so they cannot be computed apart (batch norm without running "
-            "statistics?); in LogitDistillation give exact=False"
+            "statistics?); keep running statistics, augment at random, or, in "
+            "LogitDistillation, give exact=False"
         )
     return np.flatnonzero(alike)

@@ -67,9 +67,13 @@ def build_stage(objective: Objective, training: config.Training) -> Stage:
 
 
 def distillation(
-    recipe: config.Recipe, student: config.Student, kd: KDSpec, network: Layer, teacher: Layer
+    recipe: config.Recipe,
+    student: config.Student,
+    kd: KDSpec,
+    network: Layer,
+    teacher: Layer | None,
 ) -> LogitDistillation:
-    """Return the objective of a student that distils from a teacher network.
+    """Return the objective of a student that distils from a teacher, or its stored logits.
 
     It is ``exact`` where stored logits could stand in for the teacher: where the images
     stay the same in every epoch, and the teacher has one head and always answers alike.

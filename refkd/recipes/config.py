@@ -55,9 +55,7 @@ class Network:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("in_features", "in_channels", "image_size", "num_classes"):
-            if key in self.hyperparameters:
-                raise ConfigError(f"hyperparameters: {key} comes from the data, leave it out")
+        _check_hyperparameters(self.hyperparameters)
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_choice("training", "keep", self.keep, ("last", "best"))
+        _check_hyperparameters(self.hyperparameters)
         _check_at_least(1, "epochs", self.epochs)
         _check_at_least(1, "batch_size", self.batch_size)
         check_unit_interval("training", "label_smoothing", self.label_smoothing)
@@ -185,8 +184,13 @@ class Student(Training):
         super().__post_init__()
         self.spec()
         check_choice("student", "teacher_mode", self.teacher_mode, ("eval", "train"))
-        if self.distill is None and (self.head_weights or self.student_eval_from is not None):
-            raise ConfigError("head_weights and student_eval_from belong to a student that distils")
+        if self.student_eval_from is not None:
+            _check_at_least(0, "student_eval_from", self.student_eval_from)
+        changed = self.head_weights or self.student_eval_from is not None
+        if self.distill is None and (changed or self.teacher_mode != "eval"):
+            raise ConfigError(
+                "head_weights, teacher_mode and student_eval_from belong to a student that distils"
+            )
         if self.distill is not None and self.label_smoothing:
             raise ConfigError(
                 "label_smoothing: the distillation loss has none, so the students would differ "
@@ -320,6 +324,12 @@ class Recipe:
 def _build(kind: str, classes: Mapping[str, Any], choice: Choice) -> Any:
     check_choice(kind, "name", choice.name, classes)
     return from_table(classes[choice.name], choice.parameters, f"{kind}.parameters")
+
+
+def _check_hyperparameters(given: Mapping[str, Any]) -> None:
+    for key in ("in_features", "in_channels", "image_size", "num_classes"):
+        if key in given:
+            raise ConfigError(f"hyperparameters: {key} comes from the data, leave it out")
 
 
 def _check_at_least(least: int, name: str, value: int) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from refkd.data.dataset import Dataset, Split, to_batch
-from refkd.distill.logit import LogitDistillation
 from refkd.distill.objective import Batch, Objective, Supervised
 from refkd.distill.stage import Stage
 from refkd.models import parameter_count
@@ -59,7 +58,7 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
     if not stored:
         trainings.append(("teacher", teacher, protocol.teacher, len(dataset.train), 1))
     for name, settings in protocol.students.items():
-        size = settings.train_images or len(dataset.train)
+        size = settings.train_images or _images_of_its_classes(settings, dataset)
         trainings.append((name, students[name], settings, size, len(seeds)))
     total = 0.0
     for name, network, training, images, repeats in trainings:
@@ -81,6 +80,12 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
     lines.append(f"expected peak memory: about {memory:.0f} MB")
     lines.append(f"expected time: about {_duration(total)}, at the machine's speed of this moment")
     return "\n".join(lines)
+
+
+def _images_of_its_classes(student: Student, dataset: Dataset) -> int:
+    seen = student.only_classes or range(dataset.num_classes)
+    wanted = np.isin(dataset.train.labels, list(set(seen) - set(student.without_classes)))
+    return int(wanted.sum())
 
 
 def _seconds_per_step(
@@ -119,7 +124,7 @@ def _steps(
             # With stored logits, as a run has them: their values do not change the time.
             logits = np.zeros((len(split), dataset.num_classes), np.float32)
             split = dataclasses.replace(split, teacher_logits=logits)
-            objective = LogitDistillation(network, None, kd)
+            objective = dataclasses.replace(objective, teacher=None)
         else:
             params, state = teacher.init(np.random.default_rng(0))
             frozen = add_prefix("teacher", params), add_prefix("teacher", state)

@@ -7,7 +7,9 @@ turns it into figures.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +19,11 @@ from numpy.typing import NDArray
 
 from refkd.data.augment import Transform
 from refkd.data.dataset import Dataset, Split, to_batch
+from refkd.data.loader import batches
 from refkd.dispatch import Array
 from refkd.distill.frozen import frozen_logits
 from refkd.distill.logit import LogitDistillation
-from refkd.distill.objective import Supervised, select
+from refkd.distill.objective import Objective, Supervised, select
 from refkd.distill.stage import Stage
 from refkd.errors import CheckpointError, DataError, NonFiniteError
 from refkd.nn.layer import Arrays, Layer, add_prefix
@@ -35,6 +38,8 @@ from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, read_network
 from refkd.train.seeds import Purpose, generator
 
 __all__ = ["RecipeRun", "Trained"]
+
+_VALUES = 1 << 22  # of the images whose logits are computed at a time: 16 MB of float32
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,11 @@ class RecipeRun:
         self._truncate_log()
         teacher = None
         if self.dataset.train.teacher_logits is None:
-            teacher = self._trained("teacher", self.seeds[0], self.recipe.teacher, None)
+            teacher = self._trained("teacher", self.seeds[0], None)
         students: dict[str, list[TrainedNetwork]] = {n: [] for n in self.protocol.students}
         for seed in self.seeds:
             for name in self.protocol.students:
-                students[name].append(
-                    self._trained(f"student_{name}", seed, self.recipe.student, teacher)
-                )
+                students[name].append(self._trained(f"student_{name}", seed, teacher))
         # Not training by training: a kill between keeping the last network and this would
         # leave it for good, since a network that is kept is not trained again.
         self.folder.in_progress.unlink(missing_ok=True)
@@ -141,12 +144,8 @@ class RecipeRun:
     def _augmentation(self) -> tuple[Transform, ...]:
         return self.recipe.images.transforms()
 
-    def _trained(
-        self, name: str, seed: int, network: config.Network, teacher: TrainedNetwork | None
-    ) -> TrainedNetwork:
-        path = self.folder.network(name, seed)
-        settings = self._settings(name)
-        spec = network_spec(network, settings, self.dataset)
+    def _trained(self, name: str, seed: int, teacher: TrainedNetwork | None) -> TrainedNetwork:
+        path, spec = self.folder.network(name, seed), self.spec(name)
         if path.exists():
             kept = read_network(path)[0]
             _check_belongs(path, kept.spec.to_json(), spec)
@@ -189,34 +188,43 @@ class RecipeRun:
         self.folder.save_network(path, trained, metrics_bytes=self.folder.metrics_bytes())
         return trained
 
-    def _settings(self, name: str) -> config.Teacher | config.Student:
+    def settings(self, name: str) -> config.Teacher | config.Student:
+        """Return how ``"teacher"`` or a student, ``"student_alone"``, is trained."""
         if name == "teacher":
             return self.protocol.teacher
         return self.protocol.students[name.removeprefix("student_")]
 
-    def _plan(self, name: str, seed: int, layer: Layer, teacher: TrainedNetwork | None) -> _Plan:
-        if name == "teacher":
-            settings = self.protocol.teacher
-            supervised = Supervised(
-                layer, "teacher", settings.label_smoothing, settings.head_weights
-            )
-            return _Plan(build_stage(supervised, settings), self.dataset.train, {}, {})
-        student = self.protocol.students[name.removeprefix("student_")]
-        rows, kd = self.training_rows(student, seed), student.spec()
-        everything = self.dataset.train
-        split = everything if len(rows) == len(everything) else everything.take(rows)
+    def spec(self, name: str) -> NetworkSpec:
+        """Return the network of a training."""
+        network = self.recipe.teacher if name == "teacher" else self.recipe.student
+        return network_spec(network, self.settings(name), self.dataset)
+
+    def objective(self, name: str, layer: Layer, teacher: Layer | None) -> Objective:
+        """Return what a training minimises; no teacher where its logits are stored."""
+        settings = self.settings(name)
+        if isinstance(settings, config.Teacher):
+            return Supervised(layer, "teacher", settings.label_smoothing, settings.head_weights)
+        kd = settings.spec()
         if kd is None:
-            supervised = Supervised(layer, "student", student.label_smoothing)
-            return _Plan(build_stage(supervised, student), split, {}, {})
-        if teacher is None:
-            return _Plan(build_stage(LogitDistillation(layer, None, kd), student), split, {}, {})
-        objective = distillation(self.recipe, student, kd, layer, teacher.network)
+            return Supervised(layer, "student", settings.label_smoothing)
+        return distillation(self.recipe, settings, kd, layer, teacher)
+
+    def _plan(self, name: str, seed: int, layer: Layer, teacher: TrainedNetwork | None) -> _Plan:
+        settings, split = self.settings(name), self.dataset.train
+        objective = self.objective(name, layer, None if teacher is None else teacher.network)
+        stage = build_stage(objective, settings)
+        if isinstance(settings, config.Teacher):
+            return _Plan(stage, split, {}, {})
+        rows = self.training_rows(settings, seed)
+        if len(rows) < len(split):
+            split = split.take(rows)
+        if teacher is None or not isinstance(objective, LogitDistillation):
+            return _Plan(stage, split, {}, {})
         if self.cache_teacher and objective.exact:
-            logits = self._stored_logits(teacher, student.batch_size)[rows]
-            split = dataclasses.replace(split, teacher_logits=logits)
-            return _Plan(build_stage(objective, student), split, {}, {})
+            logits = self._stored_logits(teacher, settings.batch_size)[rows]
+            return _Plan(stage, dataclasses.replace(split, teacher_logits=logits), {}, {})
         return _Plan(
-            build_stage(objective, student),
+            stage,
             split,
             add_prefix("teacher", teacher.params),
             add_prefix("teacher", teacher.state),
@@ -246,18 +254,23 @@ class RecipeRun:
         if batch_size not in self._stored:
             images, normalization = self.dataset.train.images, self.dataset.normalization
             dtype = next(iter(teacher.params.values())).dtype
-            step = batch_size * max(1, 4096 // batch_size)  # a few MB of floats at a time
-            blocks = (
-                frozen_logits(
-                    teacher.network,
-                    teacher.params,
-                    teacher.state,
-                    to_batch(images[start : start + step], normalization, dtype),
-                    block=batch_size,
-                )
+            step = batch_size * max(1, _VALUES // math.prod(images.shape[1:]) // batch_size)
+            rows = [
+                np.arange(start, min(start + step, len(images)))
                 for start in range(0, len(images), step)
-            )
-            self._stored[batch_size] = np.concatenate(list(blocks))
+            ]
+            with closing(batches(images, rows, (), np.random.default_rng)) as stored:
+                blocks = [
+                    frozen_logits(
+                        teacher.network,
+                        teacher.params,
+                        teacher.state,
+                        to_batch(block, normalization, dtype),
+                        block=batch_size,
+                    )
+                    for block in stored
+                ]
+            self._stored[batch_size] = np.concatenate(blocks)
         return self._stored[batch_size]
 
     def _resumed(self, name: str, seed: int, spec: NetworkSpec, plan: _Plan) -> Progress | None:

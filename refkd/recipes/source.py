@@ -36,8 +36,7 @@ def load_data(
     ------
     DataError
         As :func:`refkd.data.load`; also if the images are of another size than the recipe
-        says, the augmentation makes others than the networks are evaluated on, or a training
-        keeps its best epoch and there are no validation images.
+        says, or the augmentation makes others than the networks are evaluated on.
     ConfigError
         If there are stored teacher logits and the augmentation is random.
     """
@@ -50,13 +49,6 @@ def load_data(
     dataset = dataclasses.replace(dataset, normalization=normalization)
     _check_size(recipe, dataset)
     _check_augmentation(recipe, dataset)
-    trainings = [t for p in recipe.protocols.values() for t in (p.teacher, *p.students.values())]
-    if dataset.validation is None and any(t.keep == "best" for t in trainings):
-        raise DataError(
-            f"recipe {recipe.name!r} keeps the best epoch on validation images, and "
-            f"{dataset.name} has none; set `validation` to the fraction of the training images "
-            f"to hold out"
-        )
     return dataset
 
 

@@ -277,7 +277,7 @@ def test_too_little_memory_is_said_in_a_line(distill: Any, monkeypatch: pytest.M
     def exhausted(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 262. TiB")
 
-    monkeypatch.setattr("refkd.cli.distill._check_fits", exhausted)
+    monkeypatch.setattr("refkd.cli.distill.rehearse", exhausted)
     code, _, err = distill("--quiet")
     assert code == 1
     assert err == "refkd distill: not enough memory: Unable to allocate 262. TiB\n"
@@ -289,7 +289,7 @@ def test_an_error_of_the_system_is_said_in_a_line(
     def fail(*arguments: Any) -> None:
         raise PermissionError(13, "Permission denied", "data.npz")
 
-    monkeypatch.setattr("refkd.cli.distill._check_fits", fail)
+    monkeypatch.setattr("refkd.cli.distill.rehearse", fail)
     code, _, err = distill("--quiet")
     assert code == 3
     assert err == "refkd distill: [Errno 13] Permission denied: 'data.npz'\n"
@@ -299,7 +299,7 @@ def test_ctrl_c_before_a_training_is_130(distill: Any, monkeypatch: pytest.Monke
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refkd.cli.distill._check_fits", interrupt)
+    monkeypatch.setattr("refkd.cli.distill.rehearse", interrupt)
     assert distill("--quiet") == (130, "", "refkd distill: interrupted\n")
 
 
@@ -338,7 +338,7 @@ def test_every_kind_of_error_has_its_exit_code(
     def fail(*arguments: Any) -> None:
         raise getattr(errors, kind)("the reason")
 
-    monkeypatch.setattr("refkd.cli.distill._check_fits", fail)
+    monkeypatch.setattr("refkd.cli.distill.rehearse", fail)
     assert distill("--quiet") == (code, "", "refkd distill: the reason\n")
 
 

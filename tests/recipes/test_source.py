@@ -75,13 +75,6 @@ def test_a_fraction_of_the_training_images_is_held_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(held.test.images, whole.test.images)
 
 
-def test_the_best_epoch_needs_validation_images(tmp_path: Path) -> None:
-    path = archive(tmp_path)
-    with pytest.raises(DataError, match="set `validation` to the fraction"):
-        load_data(recipe(keep="best"), path)
-    assert load_data(recipe(keep="best", validation=0.2), path).validation is not None
-
-
 def test_stored_logits_are_refused_where_the_augmentation_is_random(tmp_path: Path) -> None:
     path = archive(tmp_path, teacher_logits=np.zeros((40, 2), np.float32))
     with pytest.raises(ConfigError, match="stored teacher logits belong to the images as they are"):

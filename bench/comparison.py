@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.environment import describe, environment, usable_cores
+from bench.environment import describe, environment
 from bench.harness import VerificationError, Worker, WorkerError, take_turns
+from refkd.threads import usable_cores
 
 __all__ = ["add_options", "fastest", "format_ratio", "run_rows"]
 

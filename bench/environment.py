@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["describe", "environment", "usable_cores"]
+from refkd.threads import usable_cores
 
-
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+__all__ = ["describe", "environment"]
 
 
 def environment(*, threads: int, backend: str, peer: str) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.environment import usable_cores
 from bench.subjects.drawn import draw
 from refkd.testing import Verdict, check_grad
+from refkd.threads import usable_cores
 
 __all__ = ["Checked", "check_drawn", "register", "run", "table"]
 

@@ -12,18 +12,23 @@ import ctypes
 import functools
 import importlib
 import os
+import threading
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["blas_threads", "limit_blas_threads", "side_by_side", "usable_cores"]
+__all__ = ["blas_threads", "in_order", "limit_blas_threads", "side_by_side", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_unlimited: int | None = None  # threads of BLAS before it was limited
+_limits: list[int] = []  # of the blocks entered and not left, in any thread
+_unlimited: int | None = None  # threads of BLAS before the first of them
+_changing_limits = threading.RLock()  # a dropped iterator may leave its block at any point
+_this_thread = threading.local()
 
 _PREFIXES = ("scipy_openblas", "openblas")
 _SUFFIXES = ("64_", "")
@@ -31,22 +36,30 @@ _SUFFIXES = ("64_", "")
 
 @contextmanager
 def limit_blas_threads(threads: int | None) -> Iterator[None]:
-    """Within the block, let matrix products use at most ``threads``; None changes nothing."""
-    global _unlimited
-    before, outermost = blas_threads(), _unlimited is None
-    set_threads = _openblas("set_num_threads")
-    if threads is None or before is None or set_threads is None or threads >= before:
+    """Within the block, let matrix products use at most ``threads``; None changes nothing.
+
+    BLAS has one number of threads for the process: while blocks overlap, in whatever
+    threads, the smallest limit holds.
+    """
+    if threads is None:
         yield
         return
-    if outermost:
-        _unlimited = before
-    set_threads(threads)
+    _change_limits(_limits.append, threads)
     try:
         yield
     finally:
-        set_threads(before)
-        if outermost:
-            _unlimited = None
+        _change_limits(_limits.remove, threads)
+
+
+def _change_limits(change: Callable[[int], None], threads: int) -> None:
+    global _unlimited
+    set_threads = _openblas("set_num_threads")
+    with _changing_limits:
+        if not _limits:
+            _unlimited = blas_threads()
+        change(threads)
+        if set_threads is not None and _unlimited is not None:
+            set_threads(min([_unlimited, *_limits]))
 
 
 def blas_threads() -> int | None:
@@ -56,8 +69,30 @@ def blas_threads() -> int | None:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, where Python can tell, or the machine has."""
-    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    """Return how many cores this process may use, where the system can tell, or all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], *, ahead: int, workers: int
+) -> Generator[R, None, None]:
+    """Yield ``function(item)`` of each item, in order, computed ahead in background threads.
+
+    Closing or dropping the iterator, or an error, ends the threads.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+        Advanced in the caller's thread, ``ahead`` items beyond the one yielded.
+    ahead : int, >= 0
+    workers : int, >= 1
+        Threads, made for this call.
+    """
+    with ThreadPoolExecutor(workers, "refkd-in-order") as pool:
+        yield from _in_order(pool, function, items, ahead)
 
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -69,14 +104,51 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         Spends its time in NumPy, which lets other threads run meanwhile.
     items : sequence
         Pieces that do not depend on each other. There are as many threads as BLAS would
-        have without :func:`limit_blas_threads`; what comes out does not depend on it.
+        have without :func:`limit_blas_threads`, and at most one result more is waiting to
+        be taken. Pieces of a piece run one after another.
+
+    Notes
+    -----
+    Several pieces have one thread of BLAS each, so what comes out does not depend on how
+    many run at a time. A single piece has all of BLAS's threads instead: its bits are
+    those of that number of threads.
     """
-    workers = min(len(items), _unlimited or blas_threads() or usable_cores())
-    if workers < 2:
+    threads = _at_a_time()
+    if min(len(items), threads) < 2 or hasattr(_this_thread, "works_on_pieces"):
         yield from map(function, items)
         return
-    with limit_blas_threads(1), ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, items)
+    with limit_blas_threads(1):
+        yield from _in_order(_pool(threads), function, items, threads)
+
+
+def _at_a_time() -> int:
+    return (_unlimited if _limits else blas_threads()) or usable_cores()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that stay: to make them costs as much as many a piece of work."""
+    mark = functools.partial(setattr, _this_thread, "works_on_pieces", True)
+    return ThreadPoolExecutor(threads, "refkd-pieces", initializer=mark)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Generator[R, None, None]:
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        wait([future for future in pending if not future.cancel()])
 
 
 @functools.cache

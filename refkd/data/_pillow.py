@@ -156,9 +156,20 @@ def _orientation(exif: bytes) -> int:
 def _in_rgb(image: Any) -> Any:
     pillow = require_pillow()
     if image.mode.startswith("I"):  # 16-bit grey, in an integer mode that Pillow would clip
-        image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("LA", "RGBA") or "transparency" in image.info:
+        image = _of_high_bytes(image)
+    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = pillow.new("RGBA", image.size, "white")
         image = pillow.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _of_high_bytes(image: Any) -> Any:
+    pillow = require_pillow()
+    values = np.asarray(image)
+    grey = pillow.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    # Only the pixels that have all 16 bits of the transparent grey are transparent.
+    opacity = (values != image.info["transparency"]) * np.uint8(255)
+    return pillow.merge("LA", (grey, pillow.fromarray(opacity)))

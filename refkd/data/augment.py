@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _TRIES = 10
+_NARROWEST, _WIDEST = 1e-4, 1e4  # beyond a row or a column of MAX_SIDE pixels
 
 
 class Transform(Protocol):
@@ -47,7 +48,7 @@ class RandomResizedCrop:
     size : int
     scale : (float, float), 0 < low <= high <= 1
         Bounds of the part's area, as a fraction of the image's.
-    ratio : (float, float), 0 < low <= high
+    ratio : (float, float), 0.0001 <= low <= high <= 10000
         Bounds of its width over its height.
 
     Raises
@@ -79,8 +80,8 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         _check_side("RandomResizedCrop", "size", self.size, 1)
-        _check_range("RandomResizedCrop", "scale", self.scale, 1.0)
-        _check_range("RandomResizedCrop", "ratio", self.ratio, math.inf)
+        _check_range("RandomResizedCrop", "scale", self.scale, 0.0, 1.0)
+        _check_range("RandomResizedCrop", "ratio", self.ratio, _NARROWEST, _WIDEST)
 
     def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Transform an image."""
@@ -191,16 +192,16 @@ def _check_side(where: str, name: str, side: object, least: int) -> None:
         )
 
 
-def _check_range(where: str, name: str, bounds: Any, most: float) -> None:
+def _check_range(where: str, name: str, bounds: Any, least: float, most: float) -> None:
     try:
         low, high = bounds
-        valid = 0 < low <= high <= most and math.isfinite(high)
+        valid = low > 0 and least <= low <= high <= most
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        limit = f" <= {most:g}" if most < math.inf else ""
+        limit = f"{least:g} <=" if least else "0 <"
         raise ConfigError(
-            f"{where}: {name} must be two numbers, 0 < low <= high{limit}, got {bounds!r}"
+            f"{where}: {name} must be two numbers, {limit} low <= high <= {most:g}, got {bounds!r}"
         )
 
 

@@ -17,9 +17,8 @@ from refkd.data._files import reading
 from refkd.data._pillow import decode, require_pillow
 from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.data.image_files import ImageFiles
-from refkd.data.loader import in_order
 from refkd.errors import DataError, check_choice, suggest
-from refkd.threads import usable_cores
+from refkd.threads import in_order, usable_cores
 
 __all__ = ["load_image_folder"]
 

@@ -6,10 +6,8 @@ whatever the number of threads. Which rows make up a batch is the caller's to sa
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +15,9 @@ from numpy.typing import NDArray
 from refkd.data.augment import Transform
 from refkd.data.image_files import ImageFiles
 from refkd.errors import ConfigError, DataError
-from refkd.threads import usable_cores
+from refkd.threads import in_order, usable_cores
 
-__all__ = ["batches", "in_order"]
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+__all__ = ["batches"]
 
 
 def batches(
@@ -84,32 +79,6 @@ def batches(
         return images[rows]
 
     return in_order(prepare, order, ahead=ahead, workers=workers or min(usable_cores(), ahead + 1))
-
-
-def in_order(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int, workers: int
-) -> Generator[_Result, None, None]:
-    """Yield ``function(item)`` of each item, in order, computed ahead in background threads.
-
-    Parameters
-    ----------
-    function : callable
-    items : iterable
-        Advanced in the caller's thread, ``ahead`` items beyond the one yielded.
-    ahead : int, >= 0
-    workers : int, >= 1
-    """
-    pending: deque[Future[_Result]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="refkd-loader")
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _augmented(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from refkd.data._files import reading
 from refkd.data.cifar import load_cifar10
 from refkd.data.dataset import Dataset
 from refkd.data.digits import load_digits
@@ -77,16 +78,20 @@ def load(
 
 
 def _load_folder(folder: Path, image_size: int | None, corrupt: str) -> Dataset:
-    if (folder / "train").is_dir():
+    with reading(folder):
+        is_images = (folder / "train").is_dir()
+        is_cifar10 = any(any(folder.glob(pattern)) for pattern in _CIFAR_PATTERNS)
+        is_mnist = any(folder.glob("*idx*-ubyte*"))
+    if is_images:
         if image_size is None:
             raise DataError(
                 f"load: {folder} is a folder of images, which need a size to be resized to: "
                 f"size under [images] in a recipe (image_size in Python)"
             )
         return load_image_folder(folder, size=image_size, corrupt=corrupt)
-    if any(any(folder.glob(pattern)) for pattern in _CIFAR_PATTERNS):
+    if is_cifar10:
         return load_cifar10(folder)
-    if any(folder.glob("*idx*-ubyte*")):
+    if is_mnist:
         return load_mnist(folder)
     raise DataError(
         f"load: {folder} lacks train-images-idx3-ubyte (MNIST; refkd data fetch mnist gets it), "

@@ -11,14 +11,20 @@ from refkd.errors import ConfigError, check_positive
 __all__ = ["as_heads", "checked_weights", "separate_heads"]
 
 
-def checked_weights(where: str, weights: Iterable[float]) -> tuple[float, ...]:
+def checked_weights(where: str, weights: Any) -> tuple[float, ...]:
     """Return the head weights as Python numbers.
 
     Raises
     ------
     ConfigError
-        If one is negative or not finite, or none is positive.
+        If they are no sequence of numbers, one is negative or not finite, or none is
+        positive.
     """
+    if not isinstance(weights, Iterable):
+        raise ConfigError(
+            f"{where}: head_weights must be a tuple of numbers, one for each output, or () "
+            f"for a network with one, got {weights!r}"
+        )
     given = tuple(weights)
     for number, weight in enumerate(given, 1):
         if weight != 0 or isinstance(weight, bool):

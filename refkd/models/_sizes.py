@@ -1,9 +1,8 @@
-"""What the convolutional networks ask of their hyperparameters, and of the image size."""
+"""What the convolutional networks ask of the image size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from refkd.errors import ConfigError, ShapeError
 from refkd.nn.conv import Conv2d
@@ -13,13 +12,7 @@ from refkd.nn.pool import AvgPool2d, MaxPool2d
 from refkd.nn.sequential import Sequential
 from refkd.ops.window import as_pair, output_size
 
-__all__ = ["check_switch", "side_after"]
-
-
-def check_switch(where: str, name: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` is true or false."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: {name} must be true or false, got {value!r}")
+__all__ = ["side_after"]
 
 
 def side_after(where: str, image_size: int, layers: Sequence[tuple[str, Layer]]) -> int:

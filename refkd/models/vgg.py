@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from refkd.errors import ConfigError, check_unit_interval
-from refkd.models._sizes import check_switch, side_after
+from refkd.models._sizes import side_after
 from refkd.nn.activation import Flatten, ReLU
-from refkd.nn.checks import check_counts
+from refkd.nn.checks import check_counts, check_switch
 from refkd.nn.conv import Conv2d
 from refkd.nn.dropout import Dropout
 from refkd.nn.layer import Layer

@@ -10,7 +10,7 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError
-from refkd.nn.checks import check_counts, set_pairs
+from refkd.nn.checks import check_counts, check_switch, set_pairs
 from refkd.nn.init import Initializer, Uniform, draw_as
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
 from refkd.ops.conv import conv2d_backward, conv2d_forward
@@ -42,8 +42,8 @@ class Conv2d(Layer):
     Raises
     ------
     ConfigError
-        On construction, for a number out of range, or channels that do not divide into
-        the groups.
+        On construction, for a number out of range, channels that do not divide into the
+        groups, or a bias that is neither true nor false.
 
     See Also
     --------
@@ -68,6 +68,7 @@ class Conv2d(Layer):
             groups=self.groups,
         )
         set_pairs(self, kernel_size=1, stride=1, padding=0, dilation=1)
+        check_switch("Conv2d", "bias", self.bias)
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ConfigError(
                 f"Conv2d: groups must divide both channel numbers, got groups={self.groups} "

@@ -10,7 +10,7 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, suggest
-from refkd.nn.checks import check_names
+from refkd.nn.checks import as_children, check_names
 from refkd.nn.composite import (
     backward_through,
     cotangents_of,
@@ -27,7 +27,7 @@ from refkd.nn.layer import (
     check_no_taps,
     split_by_prefix,
 )
-from refkd.nn.sequential import Sequential
+from refkd.nn.sequential import Sequential, check_sequential
 
 __all__ = ["WithHeads"]
 
@@ -56,8 +56,9 @@ class WithHeads(Layer):
     Raises
     ------
     ConfigError
-        On construction, if the name of a head is empty, dotted, or taken; in ``forward``,
-        if the trunk has no feature of that path.
+        On construction, if the trunk is no Sequential, if heads are no such tuples, or if
+        the name of a head is empty, dotted, or taken; in ``forward``, if the trunk has no
+        feature of that path.
 
     References
     ----------
@@ -68,7 +69,8 @@ class WithHeads(Layer):
     heads: tuple[tuple[str, str, Layer], ...]
 
     def __post_init__(self) -> None:
-        heads = tuple((name, path, layer) for name, path, layer in self.heads)
+        check_sequential("WithHeads", "trunk", self.trunk)
+        heads = as_children("WithHeads", "heads", self.heads, "name", "feature path")
         object.__setattr__(self, "heads", heads)
         check_names("WithHeads", self._names())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from refkd.dispatch import Array, namespace
 from refkd.errors import ConfigError, check_positive, check_unit_interval
-from refkd.nn.checks import check_counts
+from refkd.nn.checks import check_counts, check_switch
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
 from refkd.ops.batch_norm import batch_norm_backward, batch_norm_forward
 from refkd.ops.group_norm import group_norm_backward, group_norm_forward
@@ -53,7 +53,7 @@ class BatchNorm2d(Layer):
     Raises
     ------
     ConfigError
-        On construction, for a number out of range.
+        On construction, for a number out of range or a switch that is no bool.
 
     Notes
     -----
@@ -82,6 +82,7 @@ class BatchNorm2d(Layer):
         check_counts("BatchNorm2d", num_features=self.num_features)
         check_positive("BatchNorm2d", "eps", self.eps)
         check_unit_interval("BatchNorm2d", "momentum", self.momentum)
+        check_switch("BatchNorm2d", "track_running_stats", self.track_running_stats)
 
     def shapes(self) -> tuple[Shapes, Shapes]:
         channels = (self.num_features,)

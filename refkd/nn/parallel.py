@@ -11,7 +11,7 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, ShapeError
-from refkd.nn.checks import check_names
+from refkd.nn.checks import as_children, check_names
 from refkd.nn.composite import (
     backward_through,
     cotangents_of,
@@ -53,13 +53,16 @@ class Parallel(Layer):
     Raises
     ------
     ConfigError
-        On construction, for a name that is repeated, empty or dotted, or no branch.
+        On construction, for a name that is repeated, empty or dotted, for no branch, and
+        for what is no tuple of names and layers.
     """
 
     branches: tuple[tuple[str, Layer], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "branches", tuple((n, layer) for n, layer in self.branches))
+        object.__setattr__(
+            self, "branches", as_children("Parallel", "branches", self.branches, "name")
+        )
         check_names("Parallel", [name for name, _ in self.branches])
         if not self.branches:
             raise ConfigError("Parallel: branches must hold at least one layer, got none")

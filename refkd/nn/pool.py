@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.nn.checks import set_pairs
+from refkd.nn.checks import check_switch, set_pairs
 from refkd.nn.layer import Arrays, Layer, check_no_taps
 from refkd.ops.adaptive_pool import adaptive_avg_pool2d_backward, adaptive_avg_pool2d_forward
 from refkd.ops.avg_pool import avg_pool2d_backward, avg_pool2d_forward
 from refkd.ops.max_pool import max_pool2d_backward, max_pool2d_forward
+from refkd.ops.taps import check_padding
 from refkd.ops.window import Size
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
@@ -38,14 +39,14 @@ class MaxPool2d(Layer):
     stride : int, (int, int) or None
         None: windows side by side, that is ``kernel_size``.
     padding, dilation : int or (int, int)
-        Padding never is the maximum.
+        Padding never is the maximum; it is at most half the kernel.
     ceil_mode : bool
         Also a last window that the image fills in part.
 
     Raises
     ------
     ConfigError
-        On construction, for a number out of range.
+        On construction, for a number out of range or a switch that is no bool.
 
     See Also
     --------
@@ -62,6 +63,8 @@ class MaxPool2d(Layer):
         if self.stride is None:
             object.__setattr__(self, "stride", self.kernel_size)
         set_pairs(self, kernel_size=1, stride=1, padding=0, dilation=1)
+        check_padding("MaxPool2d", self.kernel_size, self.padding)
+        check_switch("MaxPool2d", "ceil_mode", self.ceil_mode)
 
     def forward(
         self,
@@ -107,6 +110,7 @@ class AvgPool2d(Layer):
     stride : int, (int, int) or None
         None: windows side by side, that is ``kernel_size``.
     padding : int or (int, int)
+        At most half the kernel.
     ceil_mode : bool
         Also a last window that the image fills in part.
     count_include_pad : bool
@@ -115,7 +119,7 @@ class AvgPool2d(Layer):
     Raises
     ------
     ConfigError
-        On construction, for a number out of range.
+        On construction, for a number out of range or a switch that is no bool.
 
     See Also
     --------
@@ -132,6 +136,9 @@ class AvgPool2d(Layer):
         if self.stride is None:
             object.__setattr__(self, "stride", self.kernel_size)
         set_pairs(self, kernel_size=1, stride=1, padding=0)
+        check_padding("AvgPool2d", self.kernel_size, self.padding)
+        check_switch("AvgPool2d", "ceil_mode", self.ceil_mode)
+        check_switch("AvgPool2d", "count_include_pad", self.count_include_pad)
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of both kernels."""

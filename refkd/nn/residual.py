@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.errors import check_same_shape
-from refkd.nn.checks import check_names
+from refkd.errors import ConfigError, check_same_shape
+from refkd.nn.checks import check_layer, check_names
 from refkd.nn.composite import backward_through, split_off
 from refkd.nn.layer import Arrays, Layer, Shapes, add_cotangents, add_prefix, check_no_taps
-from refkd.nn.sequential import Sequential
+from refkd.nn.sequential import Sequential, check_sequential
 
 __all__ = ["Residual"]
 
@@ -42,7 +42,8 @@ class Residual(Layer):
     Raises
     ------
     ConfigError
-        On construction, if the name of the shortcut is empty, dotted, or taken.
+        On construction, if the body is no Sequential or the shortcut no layer, or if the
+        name of the shortcut is no string, empty, dotted, or taken.
 
     References
     ----------
@@ -54,6 +55,13 @@ class Residual(Layer):
     shortcut_name: str = "downsample"
 
     def __post_init__(self) -> None:
+        check_sequential("Residual", "body", self.body)
+        if self.shortcut is not None:
+            check_layer("Residual", "shortcut", self.shortcut)
+            if not isinstance(self.shortcut_name, str):
+                raise ConfigError(
+                    f"Residual: shortcut_name must be a string, got {self.shortcut_name!r}"
+                )
         check_names("Residual", self._names())
 
     def shapes(self) -> tuple[Shapes, Shapes]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.nn.checks import check_names
+from refkd.errors import ConfigError
+from refkd.nn.checks import as_children, check_names
 from refkd.nn.composite import backward_through, init_children, next_states, shapes_of_children
 from refkd.nn.layer import (
     Arrays,
@@ -20,7 +21,7 @@ from refkd.nn.layer import (
     split_by_prefix,
 )
 
-__all__ = ["Sequential"]
+__all__ = ["Sequential", "check_sequential"]
 
 
 class SequentialCache(NamedTuple):
@@ -41,13 +42,14 @@ class Sequential(Layer):
     Raises
     ------
     ConfigError
-        On construction, for a name that is repeated, empty or dotted.
+        On construction, for a name that is repeated, empty or dotted, and for what is no
+        tuple of names and layers.
     """
 
     layers: tuple[tuple[str, Layer], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple((name, layer) for name, layer in self.layers))
+        object.__setattr__(self, "layers", as_children("Sequential", "layers", self.layers, "name"))
         check_names("Sequential", [name for name, _ in self.layers])
 
     @classmethod
@@ -135,3 +137,12 @@ class Sequential(Layer):
         ):
             yield from ((f"{name}.{path}", y) for path, y in layer.features(layer_cache))
             yield name, output
+
+
+def check_sequential(where: str, name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value``, whose layers a composite names, is a Sequential."""
+    if not isinstance(value, Sequential):
+        raise ConfigError(
+            f"{where}: {name} must be a Sequential, got {value!r}; Sequential.numbered(...) "
+            f"makes one of layers"
+        )

@@ -1,8 +1,9 @@
 """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
 
 Each direction is one matrix product with *patches*: the values that the kernel meets at
-each output position, as columns (im2col). Patches are made for a few images at a time,
-so the memory they take does not grow with the batch.
+each output position, as columns (im2col). A thread makes them for a few images at a time,
+about 4 MB of them, or those of one image where it has more. So the memory they take is
+bounded by the number of threads times that, whatever the batch.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError, check_float_dtypes
 from refkd.ops.im2col import (
     add_windows,
+    check_groups,
     check_output,
     conv_sizes,
     in_chunks,
-    no_such_groups,
     windows,
 )
-from refkd.ops.window import Pair, Size, check_images
+from refkd.ops.window import Size, as_pair, check_images
 
 __all__ = [
     "conv2d_backward",
@@ -75,16 +76,18 @@ def conv2d_forward(
         )
     xp = namespace(x)
     matrix = weight.reshape(g.groups, g.outputs // g.groups, g.taps)
-    dtype = xp.result_type(x, weight)
+    shift = None if bias is None else bias.reshape(g.groups, g.outputs // g.groups, 1)
+    dtype = xp.result_type(*(a for a in (x, weight, bias) if a is not None))
     y = xp.empty((g.batch, g.groups, g.outputs // g.groups, g.positions), dtype)
 
     def fill(rows: slice) -> None:
         columns = windows(xp, x[rows], g).transpose(0, 1, 4, 5, 2, 3)
         xp.matmul(matrix, columns.reshape(-1, g.groups, g.taps, g.positions), out=y[rows])
+        if shift is not None:
+            y[rows] += shift
 
     deque(in_chunks(xp, fill, g, dtype.itemsize), maxlen=0)
-    y = y.reshape(g.batch, g.outputs, *g.output_size)
-    return y if bias is None else y + bias[:, None, None]
+    return y.reshape(g.batch, g.outputs, *g.output_size)
 
 
 @kernel
@@ -149,7 +152,7 @@ def conv2d_backward_input(
     dy: Array,
     weight: Array,
     *,
-    input_size: Pair,
+    input_size: Size,
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
@@ -161,7 +164,7 @@ def conv2d_backward_input(
     ----------
     dy : array, shape (N, K, P, Q)
     weight : array, shape (K, C / groups, kH, kW)
-    input_size : (int, int)
+    input_size : int or (int, int)
         H and W.
     stride, padding, dilation, groups
         As in the forward.
@@ -177,7 +180,14 @@ def conv2d_backward_input(
     """
     where = "conv2d_backward_input"
     check_float_dtypes(where, dy=dy, weight=weight)
-    x_shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
+    if dy.ndim != 4 or weight.ndim != 4:
+        raise ShapeError(
+            f"{where}: expected dy (N, K, P, Q) and weight (K, C / groups, kH, kW), got "
+            f"{tuple(dy.shape)} and {tuple(weight.shape)}"
+        )
+    check_groups(where, groups, dy=dy.shape[1])
+    size = as_pair(where, "input_size", input_size, 0)
+    x_shape = (dy.shape[0], weight.shape[1] * groups, *size)
     g = conv_sizes(where, x_shape, weight.shape, stride, padding, dilation, groups)
     check_output(where, dy, g)
     xp = namespace(dy)
@@ -200,7 +210,7 @@ def conv2d_backward_weight(
     dy: Array,
     x: Array,
     *,
-    kernel_size: Pair,
+    kernel_size: Size,
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
@@ -212,7 +222,7 @@ def conv2d_backward_weight(
     ----------
     dy : array, shape (N, K, P, Q)
     x : array, shape (N, C, H, W)
-    kernel_size : (int, int)
+    kernel_size : int or (int, int)
         kH and kW.
     stride, padding, dilation, groups
         As in the forward.
@@ -230,9 +240,9 @@ def conv2d_backward_weight(
     check_float_dtypes(where, dy=dy, x=x)
     check_images(where, "dy", dy)
     check_images(where, "x", x)
-    if groups < 1 or x.shape[1] % groups:
-        raise no_such_groups(where, x.shape[1], dy.shape[1], groups)
-    weight_shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    check_groups(where, groups, x=x.shape[1], dy=dy.shape[1])
+    taps = as_pair(where, "kernel_size", kernel_size, 1)
+    weight_shape = (dy.shape[1], x.shape[1] // groups, *taps)
     g = conv_sizes(where, x.shape, weight_shape, stride, padding, dilation, groups)
     check_output(where, dy, g)
     xp = namespace(dy)

@@ -14,10 +14,10 @@ from refkd.threads import side_by_side
 __all__ = [
     "ConvSizes",
     "add_windows",
+    "check_groups",
     "check_output",
     "conv_sizes",
     "in_chunks",
-    "no_such_groups",
     "windows",
 ]
 
@@ -66,7 +66,7 @@ def conv_sizes(
     ShapeError
         If a shape has not four axes, the channels do not match, or there is no output.
     ConfigError
-        If an option is out of range, or the groups do not divide the channels.
+        If an option is no integer or out of range, or the groups do not divide the channels.
     """
     if len(x_shape) != 4 or len(weight_shape) != 4:
         raise ShapeError(
@@ -75,8 +75,7 @@ def conv_sizes(
         )
     batch, inputs, *input_size = map(int, x_shape)
     outputs, inputs_per_group, *kernel_size = map(int, weight_shape)
-    if groups < 1 or inputs % groups or outputs % groups:
-        raise no_such_groups(where, inputs, outputs, groups)
+    check_groups(where, groups, x=inputs, y=outputs)
     if inputs_per_group * groups != inputs:
         raise ShapeError(
             f"{where}: weight has {inputs_per_group} input channels, x has {inputs} "
@@ -94,11 +93,14 @@ def conv_sizes(
     return ConvSizes(batch, inputs, outputs, groups, size, taps, out, *pairs)
 
 
-def no_such_groups(where: str, inputs: int, outputs: int, groups: int) -> ConfigError:
-    """Return the error for groups that do not divide the channels."""
-    return ConfigError(
-        f"{where}: groups must divide the channels, {inputs} of x and {outputs} of y, got {groups}"
-    )
+def check_groups(where: str, groups: int, **channels: int) -> None:
+    """Raise ConfigError unless ``groups`` is a positive integer that divides the channels."""
+    is_count = isinstance(groups, int) and not isinstance(groups, bool) and groups >= 1
+    if not is_count or any(count % groups for count in channels.values()):
+        given = " and ".join(f"{count} of {name}" for name, count in channels.items())
+        raise ConfigError(
+            f"{where}: groups must be an integer that divides the channels, {given}, got {groups!r}"
+        )
 
 
 def check_output(where: str, dy: Array, g: ConvSizes) -> None:

@@ -148,6 +148,8 @@ def _parted(
 
 
 def _position(where: str, shape: tuple[int, ...], axis: int) -> int:
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise ConfigError(f"{where}: axis must be an integer, got {axis!r}")
     if not -len(shape) <= axis < len(shape):
         raise ShapeError(f"{where}: axis {axis} is out of range for shape {tuple(shape)}")
     return axis % len(shape)

@@ -93,7 +93,8 @@ def max_pool2d_backward(
     ----------
     dy : array, shape (N, C, P, Q)
     indices : int64 array, shape (N, C, P, Q)
-        From the forward.
+        From the forward. Their values are not checked: one below 0 or from H · W up ends in
+        another plane, or in an IndexError.
     input_shape : (int, int, int, int)
         (N, C, H, W), the shape of x.
 

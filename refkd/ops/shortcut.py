@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ConfigError, ShapeError, check_float_dtypes
-from refkd.ops.window import Pair, check_images
+from refkd.ops.window import Pair, as_image_shape, check_images
 
 __all__ = ["padded_shortcut_backward", "padded_shortcut_forward"]
 
@@ -68,6 +68,11 @@ def padded_shortcut_backward(
     dx : array, shape (N, C, H, W)
         In the layout of dy.
 
+    Raises
+    ------
+    ShapeError, DtypeError, ConfigError
+        If the arguments do not fit together.
+
     Notes
     -----
     y is x at the positions kept and constant elsewhere, so dx is dy at those positions,
@@ -77,14 +82,14 @@ def padded_shortcut_backward(
     check_float_dtypes(where, dy=dy)
     _check(where, stride, zeros)
     before, after = zeros
-    n, c, h, w = input_shape
+    n, c, h, w = shape = as_image_shape(where, "input_shape", input_shape)
     expected = (n, before + c + after, -(-h // stride), -(-w // stride))
     if tuple(dy.shape) != expected:
         raise ShapeError(
-            f"{where}: dy must have shape {expected} for x {tuple(input_shape)}, stride {stride} "
+            f"{where}: dy must have shape {expected} for x {shape}, stride {stride} "
             f"and zeros {zeros}, got {tuple(dy.shape)}"
         )
-    dx = namespace(dy).zeros_like(dy, shape=tuple(input_shape))
+    dx = namespace(dy).zeros_like(dy, shape=shape)
     dx[:, :, ::stride, ::stride] = dy[:, before : before + c]
     return dx
 

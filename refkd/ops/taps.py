@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, ShapeError, check_float_dtypes
-from refkd.ops.window import Pair, Size, as_pair, check_images, output_size
+from refkd.ops.window import Pair, Size, as_image_shape, as_pair, check_images, output_size
 
 __all__ = [
     "Tap",
     "Windows",
+    "check_padding",
     "check_plane",
     "check_pooled",
     "input_plane",
@@ -97,15 +98,11 @@ def pooling_windows(
     ShapeError
         If the kernel does not fit, or a window would read nothing but padding.
     """
+    check_padding(where, kernel_size, padding)
     kernel = as_pair(where, "kernel_size", kernel_size, 1)
     step = kernel if stride is None else as_pair(where, "stride", stride, 1)
     pad = as_pair(where, "padding", padding, 0)
     spread = as_pair(where, "dilation", dilation, 1)
-    if any(2 * p > k for p, k in zip(pad, kernel, strict=True)):
-        raise ConfigError(
-            f"{where}: padding must be at most half the kernel, got padding={padding!r} with "
-            f"kernel_size={kernel_size!r}"
-        )
     count = output_size(where, plane, kernel, step, pad, spread, ceil_mode=ceil_mode)
     rows, columns = (
         Windows(*of_axis)
@@ -119,6 +116,17 @@ def pooling_windows(
                 f"and padding={padding!r} on images of {plane} reads nothing but padding"
             )
     return rows, columns
+
+
+def check_padding(where: str, kernel_size: Size, padding: Size) -> None:
+    """Raise ConfigError unless both are such sizes, and padding is at most half the kernel."""
+    kernel = as_pair(where, "kernel_size", kernel_size, 1)
+    pad = as_pair(where, "padding", padding, 0)
+    if any(2 * p > k for p, k in zip(pad, kernel, strict=True)):
+        raise ConfigError(
+            f"{where}: padding must be at most half the kernel, got padding={padding!r} with "
+            f"kernel_size={kernel_size!r}"
+        )
 
 
 def window_sizes(xp: Any, like: Array, heights: list[int], widths: list[int]) -> Any:
@@ -148,16 +156,18 @@ def input_plane(where: str, dy: Array, input_shape: Any) -> Pair:
     Raises
     ------
     ShapeError, DtypeError
-        If dy is no floating batch of images, or ``input_shape`` has another N or C.
+        If dy is no floating batch of images, or ``input_shape`` no (N, C, H, W) or one with
+        another N or C.
     """
     check_float_dtypes(where, dy=dy)
     check_images(where, "dy", dy)
-    if len(input_shape) != 4 or tuple(input_shape[:2]) != tuple(dy.shape[:2]):
+    shape = as_image_shape(where, "input_shape", input_shape)
+    if shape[:2] != tuple(dy.shape[:2]):
         raise ShapeError(
             f"{where}: input_shape must be (N, C, H, W) with N and C of dy {tuple(dy.shape)}, "
-            f"got {tuple(input_shape)}"
+            f"got {shape}"
         )
-    return check_plane(where, "input_shape", input_shape)
+    return check_plane(where, "input_shape", shape)
 
 
 def check_plane(where: str, name: str, shape: tuple[int, ...]) -> Pair:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from refkd.dispatch import Array
 from refkd.errors import ConfigError, ShapeError
 
-__all__ = ["Pair", "Size", "as_pair", "check_images", "output_size"]
+__all__ = ["Pair", "Size", "as_image_shape", "as_pair", "check_images", "output_size"]
 
 Pair: TypeAlias = tuple[int, int]
 Size: TypeAlias = int | Pair
@@ -79,3 +79,22 @@ def check_images(where: str, name: str, x: Array) -> None:
         raise ShapeError(
             f"{where}: {name} must be a batch of images (N, C, H, W), got shape {tuple(x.shape)}"
         )
+
+
+def as_image_shape(where: str, name: str, shape: Any) -> tuple[int, int, int, int]:
+    """Return ``shape``, that of a batch of images (N, C, H, W), as a tuple.
+
+    Raises
+    ------
+    ShapeError
+        If it is not four integers from 0 up.
+    """
+    given = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if len(given) != 4 or any(
+        not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in given
+    ):
+        raise ShapeError(
+            f"{where}: {name} must be the shape of a batch of images, four integers >= 0 "
+            f"(N, C, H, W), got {shape!r}"
+        )
+    return given[0], given[1], given[2], given[3]

@@ -291,11 +291,26 @@ def test_a_constant_image_stays_constant() -> None:
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "ratio"),
         (lambda: RandomResizedCrop(8, ratio=(1.0, math.inf)), "ratio"),
         (lambda: RandomResizedCrop(8, ratio=(math.nan, 1.0)), "ratio"),
+        (lambda: RandomResizedCrop(8, ratio=(1, 1e308)), "0.0001 <= low <= high <= 10000, got"),
+        (lambda: RandomResizedCrop(8, ratio=(1, 10**400)), "ratio"),
+        (lambda: RandomResizedCrop(8, ratio=(1e-320, 1)), "ratio"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(make: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         make()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("ratio", [(1e-4, 1e-4), (1e-4, 1e4), (1e4, 1e4)])
+def test_a_part_of_any_ratio_that_is_allowed_lies_in_the_image(
+    shape: tuple[int, int], ratio: tuple[float, float]
+) -> None:
+    crop = RandomResizedCrop(3, scale=(5e-324, 1), ratio=ratio)
+    for seed in range(20):
+        top, left, height, width = crop.part(*shape, np.random.default_rng(seed))
+        assert 0 <= top < top + height <= shape[0]
+        assert 0 <= left < left + width <= shape[1]
 
 
 def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

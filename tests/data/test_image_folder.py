@@ -403,6 +403,14 @@ def test_values_of_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
     assert decoded(colour, tmp_path)[0].tolist() == expected
 
 
+def test_a_transparent_grey_of_sixteen_bits_is_put_on_white(tmp_path: Path) -> None:
+    values = np.array([[0x1234, 0x1235, 0x1334, 0x0012, 0xFFFF]], ">u2")
+    transparent = chunk(b"tRNS", b"\x12\x34")
+    grey = png(5, 1, transparent, depth=16, color=0, rows=values.tobytes())
+    expected = [[v] * 3 for v in (0xFF, 0x12, 0x13, 0x00, 0xFF)]
+    assert decoded(grey, tmp_path)[0].tolist() == expected
+
+
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     inks = [np.full((8, 8), ink, np.uint8) for ink in (0, 255, 0, 0)]
     magenta = Image.merge("CMYK", [Image.fromarray(ink) for ink in inks])

@@ -21,8 +21,8 @@ from refkd.data import (
     batches,
     load,
 )
-from refkd.data.loader import in_order
 from refkd.errors import ConfigError, DataError
+from refkd.threads import in_order
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -134,7 +134,7 @@ def test_files_that_are_not_augmented_are_resized_as_for_evaluation(images: Imag
 def test_an_array_that_is_not_augmented_is_indexed_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("refkd.data.loader.ThreadPoolExecutor", None)
+    monkeypatch.setattr("refkd.data.loader.in_order", None)
     stored = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
     order = order_of(9, 4)
     given = list(batches(stored, order, (), no_generator))

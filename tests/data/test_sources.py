@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,3 +93,19 @@ def test_a_folder_with_a_part_of_mnist_is_told_what_is_missing(tmp_path: Path) -
 def test_an_image_size_is_not_asked_of_other_sources(npz: Path) -> None:
     assert load("digits", image_size=32).image_shape == (8, 8)
     assert load(npz, image_size=32).image_shape == (4,)
+
+
+@pytest.mark.parametrize("probe", ["is_dir", "glob"])
+def test_a_folder_that_cannot_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: str
+) -> None:
+    allowed = getattr(Path, probe)
+
+    def refused(path: Path, *arguments: str) -> Any:
+        if path == tmp_path and not arguments:
+            return allowed(path)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, probe, refused)
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}: Permission denied"):
+        load(tmp_path)

@@ -278,6 +278,15 @@ def test_a_weight_must_be_a_number_from_zero_up(value: Any) -> None:
             make(**kind, head_weights=(1.0, value))
 
 
+@pytest.mark.parametrize("weights", [None, 0.3, 1])
+def test_weights_are_a_sequence_even_of_one(weights: Any) -> None:
+    words = "head_weights must be a tuple of numbers, one for each output, .* got"
+    with pytest.raises(ConfigError, match=f"Supervised: {words} {weights}"):
+        Supervised(THREE_HEADS, head_weights=weights)
+    with pytest.raises(ConfigError, match=f"LogitDistillation: {words} {weights}"):
+        distillation(head_weights=weights)
+
+
 def test_weights_that_are_all_zero_are_refused() -> None:
     with pytest.raises(ConfigError, match="head_weights are all 0"):
         Supervised(THREE_HEADS, head_weights=(0.0, 0, 0))

@@ -262,6 +262,43 @@ def test_the_name_of_a_shortcut_or_a_head_is_not_one_of_the_body() -> None:
         Residual(body, Tanh(), "down.sample")
 
 
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [(Sequential, "Sequential: layers"), (Parallel, "Parallel: branches")],
+)
+@pytest.mark.parametrize(
+    ("children", "words"),
+    [
+        (None, r"must be a tuple of \(name, layer\), got None"),
+        (Tanh(), r"must be a tuple of \(name, layer\), got Tanh\(\)"),
+        ((Tanh(),), r"must be a tuple of \(name, layer\), .* string, got Tanh\(\) in it"),
+        (((0, Tanh()),), r"each a layer after 1 string, got \(0, Tanh\(\)\) in it"),
+        ((("a", Tanh()), ("b",)), r"got \('b',\) in it"),
+        ((("a", "b", Tanh()),), r"got \('a', 'b', Tanh\(\)\) in it"),
+        (("ab",), "got 'ab' in it"),
+    ],
+)
+def test_children_are_pairs_of_a_name_and_a_layer(
+    make: Any, field: str, children: Any, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} .*{words}"):
+        make(children)
+
+
+@pytest.mark.parametrize("child", [None, Tanh, 3])
+def test_what_is_no_layer_is_named_by_its_place(child: Any) -> None:
+    with pytest.raises(ConfigError, match="Sequential: 'a' in layers must be a layer, got"):
+        Sequential((("a", child),))
+    with pytest.raises(ConfigError, match="Parallel: 'a' in branches must be a layer, got"):
+        Parallel((("a", child),))
+    body = Sequential((("x", Tanh()),))
+    with pytest.raises(ConfigError, match="WithHeads: 'a' in heads must be a layer, got"):
+        WithHeads(body, (("a", "x", child),))
+    if child is not None:
+        with pytest.raises(ConfigError, match="Residual: shortcut must be a layer, got"):
+            Residual(body, child)
+
+
 def test_composites_are_compared_and_hashed_by_value() -> None:
     for layer in COMPOSITES.values():
         assert copy.deepcopy(layer) == layer

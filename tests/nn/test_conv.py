@@ -103,6 +103,8 @@ def test_images_with_other_channels_are_an_error() -> None:
         ({"padding": -1}, "padding must be at least 0"),
         ({"padding": "same"}, "padding must be an integer or a pair"),
         ({"dilation": 0}, "dilation must be at least 1"),
+        ({"bias": "no"}, "bias must be true or false, got 'no'"),
+        ({"bias": None}, "bias must be true or false, got None"),
     ],
 )
 def test_numbers_out_of_range_are_errors(options: dict[str, Any], message: str) -> None:

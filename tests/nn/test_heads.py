@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,18 @@ def test_without_heads_the_output_is_a_tuple_of_one() -> None:
     problem = LayerProblem(WithHeads(TRUNK, ()), 5, 3, seed=7)
     assert len(problem.y) == 1
     assert_exact(problem, problem.dy, mode="full")
+
+
+@pytest.mark.parametrize("trunk", [Tanh(), (("tanh", Tanh()),), None])
+def test_the_trunk_is_a_sequential(trunk: Any) -> None:
+    with pytest.raises(ConfigError, match=r"WithHeads: trunk must be a Sequential, got .*numbered"):
+        WithHeads(trunk, ())
+
+
+@pytest.mark.parametrize(
+    "head", [("aux", Tanh()), ("aux", 3, Tanh()), (["aux"], "a", Tanh()), ("aux", "a"), Tanh()]
+)
+def test_a_head_is_a_name_the_path_of_a_feature_and_a_layer(head: Any) -> None:
+    words = r"WithHeads: heads must be a tuple of \(name, feature path, layer\), .*2 strings, got"
+    with pytest.raises(ConfigError, match=words):
+        WithHeads(TRUNK, (head,))

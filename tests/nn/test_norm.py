@@ -232,3 +232,9 @@ def test_momentum_is_a_number_in_the_unit_interval(momentum: Any) -> None:
 def test_numbers_out_of_range_are_errors(layer: Any, arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"{layer.__name__}: {message}"):
         layer(*arguments)
+
+
+@pytest.mark.parametrize("value", [1, 0, "no", None])
+def test_running_statistics_are_kept_or_not(value: Any) -> None:
+    with pytest.raises(ConfigError, match="BatchNorm2d: track_running_stats must be true or false"):
+        BatchNorm2d(3, track_running_stats=value)

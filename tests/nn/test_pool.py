@@ -95,6 +95,14 @@ def test_adaptive_pooling_to_one_is_the_mean_of_the_image() -> None:
         (MaxPool2d, {"kernel_size": 2, "stride": 0}, "stride must be at least 1"),
         (MaxPool2d, {"kernel_size": 2, "padding": -1}, "padding must be at least 0"),
         (MaxPool2d, {"kernel_size": 2, "dilation": 0}, "dilation must be at least 1"),
+        (
+            MaxPool2d,
+            {"kernel_size": 3, "padding": 2},
+            r"padding must be at most half the kernel, got padding=\(2, 2\) with kernel_size=\(3",
+        ),
+        (MaxPool2d, {"kernel_size": (4, 3), "padding": (1, 2)}, "padding must be at most half"),
+        (AvgPool2d, {"kernel_size": 3, "padding": 2}, "padding must be at most half the kernel"),
+        (AvgPool2d, {"kernel_size": (3, 4), "padding": 2}, "padding must be at most half"),
         (AvgPool2d, {"kernel_size": 2.0}, "kernel_size must be an integer or a pair"),
         (AvgPool2d, {"kernel_size": 2, "stride": (1,)}, "stride must be an integer or a pair"),
         (AvgPool2d, {"kernel_size": 2, "padding": -1}, "padding must be at least 0"),
@@ -105,3 +113,13 @@ def test_adaptive_pooling_to_one_is_the_mean_of_the_image() -> None:
 def test_numbers_out_of_range_are_errors(layer: Any, options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"{layer.__name__}: {message}"):
         layer(**options)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+@pytest.mark.parametrize(
+    ("layer", "switch"),
+    [(MaxPool2d, "ceil_mode"), (AvgPool2d, "ceil_mode"), (AvgPool2d, "count_include_pad")],
+)
+def test_switches_are_on_or_off(layer: Any, switch: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{layer.__name__}: {switch} must be true or false, got"):
+        layer(2, **{switch: value})

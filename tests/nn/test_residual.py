@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from refkd.errors import ShapeError
+from refkd.errors import ConfigError, ShapeError
 from refkd.nn import Dropout, Linear, Residual, Sequential, Tanh
 from tests.nn.composite_layers import DOWNSAMPLING, IDENTITY, IMAGES
 from tests.nn.layer_problem import LayerProblem, assert_exact
@@ -82,3 +84,15 @@ def test_shapes_that_would_broadcast_are_an_error(shortcut: Linear | None) -> No
     params, state = layer.init(np.random.default_rng(0), dtype=np.float64)
     with pytest.raises(ShapeError, match=r"Residual\.forward: expected equal shapes, got body"):
         layer.forward(params, state, np.zeros((3, 4)), train=True)
+
+
+@pytest.mark.parametrize("body", [Tanh(), (("tanh", Tanh()),), None])
+def test_the_body_is_a_sequential(body: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Residual: body must be a Sequential, got .*numbered"):
+        Residual(body)
+
+
+@pytest.mark.parametrize("name", [3, None, ("a",), ["a"]])
+def test_the_name_of_a_shortcut_is_a_string(name: Any) -> None:
+    with pytest.raises(ConfigError, match="Residual: shortcut_name must be a string, got"):
+        Residual(Sequential.numbered(Tanh()), Tanh(), name)

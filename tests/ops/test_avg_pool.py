@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -273,3 +274,14 @@ def test_a_cotangent_of_another_number_of_windows_is_refused() -> None:
         avg_pool2d_backward(np.ones((1, 1, 2, 3)), input_shape=(1, 1, 4, 5), kernel_size=2)
     with pytest.raises(ShapeError, match=r"dy must have windows, got shape \(1, 1, 0, 3\)"):
         adaptive_avg_pool2d_backward(np.ones((1, 1, 0, 3)), input_shape=(1, 1, 4, 5))
+
+
+@pytest.mark.parametrize(
+    "input_shape", [None, 3, "2344", (2, 3, 4), (2, 3, 4.0, 4), (2, 3, "4", 4), (2, 3, -4, 4)]
+)
+def test_an_input_shape_that_is_none_is_refused(input_shape: Any) -> None:
+    words = f"input_shape must be .*four integers >= 0 .*got {re.escape(repr(input_shape))}"
+    with pytest.raises(ShapeError, match=f"^avg_pool2d_backward: {words}"):
+        avg_pool2d_backward(np.ones((2, 3, 2, 2)), input_shape=input_shape, kernel_size=2)
+    with pytest.raises(ShapeError, match=f"adaptive_avg_pool2d_backward: {words}"):
+        adaptive_avg_pool2d_backward(np.ones((2, 3, 2, 2)), input_shape=input_shape)

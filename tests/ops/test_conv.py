@@ -175,6 +175,44 @@ def test_memory_is_bounded_by_the_arrays_and_one_chunk() -> None:
         assert peak < x.nbytes + 3 * im2col._PATCH_BYTES < patches
 
 
+def test_a_bias_is_added_in_place() -> None:
+    x = np.ones((64, 16, 32, 32), np.float32)
+    weight, bias = np.ones((16, 16, 1, 1), np.float32), np.ones(16, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(im2col, "_PATCH_BYTES", 1 << 16)
+        conv2d_forward(x, weight, bias)
+        tracemalloc.start()
+        try:
+            y = conv2d_forward(x, weight, bias)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 1.5 * y.nbytes
+
+
+def test_each_argument_may_be_the_complex_one() -> None:
+    geometry = ConvGeometry(2, 4, 6, (5, 6), (3, 3), padding=(1, 1), groups=2)
+    arrays = drawn(geometry)[:3]
+    y = conv2d_forward(*arrays, **geometry.options)
+    for position in range(3):
+        stepped = [a + (0j if i == position else 0) for i, a in enumerate(arrays)]
+        complex_y = conv2d_forward(*stepped, **geometry.options)
+        assert complex_y.dtype == np.complex128
+        np.testing.assert_array_equal(complex_y, y)
+
+
+@pytest.mark.parametrize(("batch", "size", "pieces"), [(64, 20, 4), (7, 96, 4), (64, 2, 1)])
+def test_a_batch_that_is_worth_it_makes_pieces_for_several_threads(
+    batch: int, size: int, pieces: int
+) -> None:
+    x_shape, weight_shape = (batch, 4, size, size), (4, 4, 3, 3)
+    g = im2col.conv_sizes("here", x_shape, weight_shape, 1, 1, 1, 1)
+    assert batch * g.taps * g.positions * 4 < im2col._PATCH_BYTES * pieces
+    slices = list(im2col.in_chunks(np, lambda rows: rows, g, 4))
+    assert len(slices) == pieces
+    assert [row for rows in slices for row in range(batch)[rows]] == list(range(batch))
+
+
 def test_a_group_is_a_convolution_of_its_own_channels() -> None:
     geometry = ConvGeometry(2, 6, 9, (5, 5), (3, 3), groups=3)
     x, weight, bias, _ = drawn(geometry)
@@ -241,8 +279,9 @@ X, W = (2, 4, 5, 6), (3, 4, 3, 3)
         ((2, 4, 5), W, {}, ShapeError, r"x \(N, C, H, W\).*got \(2, 4, 5\)"),
         (X, (3, 4, 3), {}, ShapeError, r"weight \(K, C / groups, kH, kW\).*\(3, 4, 3\)"),
         (X, (3, 3, 3, 3), {}, ShapeError, r"weight has 3 input channels, x has 4 \(groups=1\)"),
-        (X, W, {"groups": 2}, ConfigError, r"groups must divide the channels, 4 of x and 3 of y"),
-        (X, W, {"groups": 0}, ConfigError, "groups must divide the channels.*got 0"),
+        (X, W, {"groups": 2}, ConfigError, r"groups must be.* divides.*, 4 of x and 3 of y, got 2"),
+        (X, W, {"groups": 0}, ConfigError, "groups must be an integer that divides.*got 0"),
+        (X, W, {"groups": 1.0}, ConfigError, "groups must be an integer that divides.*got 1.0"),
         (X, (4, 4, 3, 3), {"groups": 2}, ShapeError, r"weight has 4 input .* \(groups=2\)"),
         (X, (3, 4, 6, 3), {}, ShapeError, r"kernel of \(6, 3\).*does not fit.*output would be"),
         (X, W, {"dilation": 3}, ShapeError, r"dilation \(3, 3\) does not fit"),
@@ -277,6 +316,40 @@ def test_a_bias_or_cotangent_of_another_shape_is_named() -> None:
             conv2d_backward_input(wrong, weight, input_size=(4, 5))
         with pytest.raises(ShapeError, match="conv2d_backward_weight: dy must"):
             conv2d_backward_weight(wrong[:1], x, kernel_size=(3, 3))
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2, 1.0, "1", True, None])
+def test_groups_that_are_no_number_of_groups_are_named(groups: Any) -> None:
+    x, weight, dy = np.ones(X), np.ones(W), np.ones((2, 3, 3, 4))
+    for call in (
+        lambda: conv2d_forward(x, weight, None, groups=groups),
+        lambda: conv2d_backward(dy, x, weight, groups=groups),
+        lambda: conv2d_backward_input(dy, weight, input_size=(5, 6), groups=groups),
+        lambda: conv2d_backward_weight(dy, x, kernel_size=3, groups=groups),
+    ):
+        with pytest.raises(ConfigError, match=f"groups must be an integer.*got {groups!r}"):
+            call()
+
+
+def test_a_size_may_be_one_integer() -> None:
+    geometry = ConvGeometry(2, 4, 6, (5, 5), (3, 3), padding=(1, 1))
+    x, weight, _, dy = drawn(geometry)
+    dx, dweight, _ = conv2d_backward(dy, x, weight, padding=1)
+    np.testing.assert_array_equal(conv2d_backward_input(dy, weight, input_size=5, padding=1), dx)
+    np.testing.assert_array_equal(conv2d_backward_weight(dy, x, kernel_size=3, padding=1), dweight)
+    for wrong in (-1, 5.0, "5", (5,), (5, True)):
+        with pytest.raises(ConfigError, match="conv2d_backward_input: input_size must be"):
+            conv2d_backward_input(dy, weight, input_size=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="conv2d_backward_weight: kernel_size must be"):
+            conv2d_backward_weight(dy, x, kernel_size=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("dy", "weight"), [((), W), ((2, 3, 3), W), ((2, 3, 3, 4), (3,))])
+def test_dx_of_arrays_with_too_few_axes_is_refused(
+    dy: tuple[int, ...], weight: tuple[int, ...]
+) -> None:
+    with pytest.raises(ShapeError, match=r"conv2d_backward_input: expected dy \(N, K, P, Q\)"):
+        conv2d_backward_input(np.ones(dy), np.ones(weight), input_size=5)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16])

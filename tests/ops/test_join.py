@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,17 @@ def test_what_is_no_floating_array_is_not_parted() -> None:
         split_forward(np.arange(3), sizes=(1, 2), axis=0)
     with pytest.raises(DtypeError, match="concatenate_backward: dy must be an array, got list"):
         concatenate_backward([1.0], sizes=(1,), axis=0)
+
+
+@pytest.mark.parametrize("axis", ["a", 1.0, None, True, (1,)])
+def test_the_axis_is_an_integer(axis: Any) -> None:
+    calls = (
+        ("concatenate_forward", lambda: concatenate_forward([A, A], axis=axis)),
+        ("split_backward", lambda: split_backward([A, A], axis=axis)),
+        ("split_forward", lambda: split_forward(A, sizes=(1, 2), axis=axis)),
+        ("concatenate_backward", lambda: concatenate_backward(A, sizes=(1, 2), axis=axis)),
+    )
+    for name, call in calls:
+        words = f"^{name}: axis must be an integer, got {re.escape(repr(axis))}$"
+        with pytest.raises(ConfigError, match=words):
+            call()

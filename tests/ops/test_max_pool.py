@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tracemalloc
 from typing import Any
 
@@ -262,3 +263,13 @@ def test_backward_refuses_shapes_that_do_not_fit(
 def test_indices_of_another_dtype_are_refused(indices: Any) -> None:
     with pytest.raises(DtypeError, match="indices must be an int64 array, got"):
         max_pool2d_backward(np.ones((1, 1, 1, 1)), indices, input_shape=(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "input_shape", [None, 3, "2344", (2, 3, 4), (2, 3, 4.0, 4), (2, 3, "4", 4), (2, 3, -4, 4)]
+)
+def test_an_input_shape_that_is_none_is_refused(input_shape: Any) -> None:
+    dy, indices = np.ones((2, 3, 2, 2)), np.zeros((2, 3, 2, 2), np.int64)
+    words = f"input_shape must be .*four integers >= 0 .*got {re.escape(repr(input_shape))}"
+    with pytest.raises(ShapeError, match=f"max_pool2d_backward: {words}"):
+        max_pool2d_backward(dy, indices, input_shape=input_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,14 @@ def test_a_cotangent_of_another_shape_is_refused(shape: tuple[int, ...]) -> None
 def test_integers_are_refused() -> None:
     with pytest.raises(DtypeError, match="padded_shortcut_forward"):
         padded_shortcut_forward(np.ones((1, 1, 2, 2), np.int64), stride=1, zeros=(0, 0))
+
+
+@pytest.mark.parametrize(
+    "input_shape", [None, 3, "2344", (2, 3, 4), (2, 3, 4.0, 4), (2, 3, "4", 4), (2, 3, -4, 4)]
+)
+def test_an_input_shape_that_is_none_is_refused(input_shape: Any) -> None:
+    words = f"input_shape must be .*four integers >= 0 .*got {re.escape(repr(input_shape))}"
+    with pytest.raises(ShapeError, match=f"padded_shortcut_backward: {words}"):
+        padded_shortcut_backward(
+            np.ones((2, 3, 2, 2)), input_shape=input_shape, stride=2, zeros=(0, 0)
+        )

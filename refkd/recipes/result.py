@@ -154,6 +154,7 @@ def _side(
         "accuracies": accuracies,
         "interval": confidence_interval(accuracies),
         "epochs": settings.epochs,
+        "keep": settings.keep,
         "parameters": parameter_count(first.network),
         "bytes": sum(int(a.nbytes) for a in first.params.values()),
         "train_images": train_images,

@@ -23,6 +23,7 @@ from refkd.report.words import (
     answer,
     difference_sentence,
     human_bytes,
+    kept_epochs,
     networks,
     one_line,
     short_name,
@@ -88,9 +89,10 @@ def _paragraphs(text: str) -> list[str]:
 def _results(result: Mapping[str, Any], sides: Sequence[Network]) -> Iterable[str]:
     yield _accuracy_table(sides)
     if any(network.side.get("interval") is not None for network in sides):
+        kept = kept_epochs(sides)
         yield (
             '<p class="note">Accuracy: mean over the students\' seeds ± half of the 95% interval '
-            "of it; one teacher and one set of test images for all.</p>"
+            f"of it; one teacher and one set of test images for all{kept and f'; {kept}'}.</p>"
         )
     if result.get("differences"):
         items = (f"<li>{_text(difference_sentence(d, result))}</li>" for d in result["differences"])

@@ -18,6 +18,7 @@ from refkd.report.words import (
     difference_sentence,
     human_bytes,
     human_count,
+    kept_epochs,
     networks,
     one_line,
     short_name,
@@ -89,6 +90,8 @@ def _accuracy_table(rows: Sequence[Network]) -> str:
         "accuracy: mean over the students' seeds ± half of the 95% interval of that mean;\n"
         "one teacher and one set of test images for all"
     )
+    kept = kept_epochs(rows)
+    note += f";\n{kept}" if kept else ""
     return _table(header, cells) + "\n" + note
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "human_bytes",
     "human_count",
     "human_seconds",
+    "kept_epochs",
     "networks",
     "one_line",
     "percent",
@@ -214,6 +215,13 @@ def confusion_matrices(result: Result) -> dict[str, NDArray[np.float64]]:
             if matrices[key].shape != (size, size) or not (matrices[key] >= 0).all():
                 raise ValueError(f"confusion of {key}: expected {size}x{size} counts")
     return matrices
+
+
+def kept_epochs(sides: Sequence[Network]) -> str:
+    """Say so where networks are those of their best epoch; else nothing."""
+    if not any(network.side.get("keep") == "best" for network in sides):
+        return ""
+    return "kept is the epoch with the best validation accuracy; curves go on to the last"
 
 
 def strongest_confusion(counts: NDArray[np.float64], names: Sequence[str]) -> str:

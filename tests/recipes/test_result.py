@@ -94,7 +94,7 @@ def test_the_result_is_strict_json_with_every_network(summary: Any) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     for key in ("teacher", *(f"student_{name}" for name in STUDENTS)):
         assert set(result[key]) == {
-            "label", "accuracy", "accuracies", "interval", "epochs", "parameters", "bytes",
+            "label", "accuracy", "accuracies", "interval", "epochs", "keep", "parameters", "bytes",
             "train_images", "history", "calibration", "explain", "published",
         }  # fmt: skip
     assert (result["recipe"], result["protocol"], result["seconds"]) == ("mini", "p", 1.5)

@@ -303,3 +303,10 @@ def test_without_matplotlib_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"html_report.*matplotlib.*pip install 'refkd\[plot\]'"):
         html_report(result)
+
+
+def test_that_the_best_epochs_were_kept_is_said_where_they_were(result: dict[str, Any]) -> None:
+    said = "test images for all; kept is the epoch with the best validation accuracy"
+    assert said not in html_report(result)
+    result["teacher"]["keep"] = "best"
+    assert said in html_report(result)

@@ -255,3 +255,10 @@ def test_class_names_in_the_table_cannot_steer_the_terminal(
 )
 def test_counts_take_four_characters_or_fewer(count: int, text: str) -> None:
     assert human_count(count) == text
+
+
+def test_that_the_best_epochs_were_kept_is_said_where_they_were(result: Result) -> None:
+    said = "kept is the epoch with the best validation accuracy"
+    assert said not in text_report(result)
+    result["student_distilled"]["keep"] = "best"
+    assert said in text_report(result)

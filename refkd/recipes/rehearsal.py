@@ -64,7 +64,8 @@ def _rehearse(run: RecipeRun, name: str, teacher: Layer | None) -> None:
         frozen_state=add_prefix("teacher", state),
     )
     images = to_batch(few.images[:], run.dataset.normalization, np.float32)
-    batch = Batch(images, few.labels, few.teacher_logits, size)
+    logits = few.teacher_logits
+    batch = Batch(images, few.labels, None if logits is None else logits.astype(np.float32), size)
     stage.objective.value_and_grad(progress.params, progress.state, batch, progress.rng)
 
 

@@ -122,10 +122,10 @@ def test_a_run_with_stored_logits_resumes_with_them(
 
     np.save("logits.npy", 4.0 * np.eye(3)[arrays["y"]])
     logits = ("--teacher-logits", "logits.npy", "--quiet", "--run")
-    distill(*logits, "whole")
+    assert distill(*logits, "whole").code == 0
     with monkeypatch.context() as patch:
         stop_at(patch, STUDENT, 1, 1)
-        distill(*logits, "run")
+        assert distill(*logits, "run").code == 130
     assert refkd("distill", "--resume", "run", "--quiet").code == 0
     check_equal_runs(Path("run"), Path("whole"))
 

@@ -322,8 +322,8 @@ def test_inference_returns_the_bits_of_the_forward_in_evaluation(name: str) -> N
 
 
 def test_inference_keeps_the_largest_layers_and_not_all() -> None:
-    layers = [Conv2d(4, 4, 3, padding=1) for _ in range(12)]
-    network = WithHeads(Sequential.numbered(*layers), (("head", "11", Tanh()),))
+    layers = [Conv2d(4, 4, 3, padding=1) for _ in range(30)]
+    network = WithHeads(Sequential.numbered(*layers), (("head", "29", Tanh()),))
     params, state = network.init(np.random.default_rng(0))
     x = np.zeros((8, 4, 64, 64), np.float32)
 
@@ -337,5 +337,5 @@ def test_inference_keeps_the_largest_layers_and_not_all() -> None:
 
     inferred = peak(lambda: network.infer(params, state, x))
     remembered = peak(lambda: network.forward(params, state, x, train=False))
-    assert remembered > 12 * x.nbytes
-    assert inferred < remembered - 8 * x.nbytes
+    assert remembered > 30 * x.nbytes
+    assert inferred < remembered / 2

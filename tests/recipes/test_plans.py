@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,12 @@ def test_a_sound_recipe_is_rehearsed_and_leaves_nothing(tmp_path: Path) -> None:
     run = new_run(tmp_path, text(FLIP))
     rehearse(run)
     assert sorted(p.name for p in run.folder.path.iterdir()) == ["config.toml", "networks"]
-    rehearse(new_run(tmp_path / "stored", text(), drawn(stored=True)))
+    stored = drawn(stored=True)
+    rehearse(new_run(tmp_path / "stored", text(), stored))
+    wide = dataclasses.replace(
+        stored.train, teacher_logits=stored.train.teacher_logits.astype(np.float64)
+    )
+    rehearse(new_run(tmp_path / "wide", text(), dataclasses.replace(stored, train=wide)))
 
 
 WIDE = '{ model = "vgg", hyperparameters = { blocks = [[4]], track_running_stats = false } }'

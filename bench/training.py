@@ -21,6 +21,12 @@ def register(subparsers: Any) -> None:
     """Add the subcommand to an ``argparse`` parser."""
     parser = subparsers.add_parser("training", help="training steps beside PyTorch's")
     add_options(parser, "workload", list(WORKLOADS))
+    parser.add_argument(
+        "--no-compile",
+        action="store_false",
+        dest="compile",
+        help="leave out PyTorch's compiled mode, which takes minutes to compile a large network",
+    )
     parser.set_defaults(run=run)
 
 
@@ -62,6 +68,7 @@ def measure_workload(workload: str, arguments: argparse.Namespace) -> dict[str, 
             peers = {
                 mode: stack.enter_context(open_worker(arguments.peer, mode))
                 for mode in definition.torch_modes
+                if arguments.compile or mode != "compile"
             }
             peer, mode = fastest(peers, turn_seconds=_TURN_SECONDS)
         refkd = stack.enter_context(open_worker("refkd", arguments.backend))

@@ -56,6 +56,11 @@ def test_json_is_a_list_of_rows_with_peer_over_refkd_as_ratio(
     assert row["environment"]["threads"] == 1
 
 
+def test_the_compiled_mode_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = rows(capsys, "--workload", "fake", "--no-compile")
+    assert row["peer_mode"] == "eager"
+
+
 def test_all_workloads_run_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["workload"] for row in rows(capsys, "--peer", "none")] == ["fake", "fake_too"]
 

@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     corrupt = "skip" if options.skip_corrupt else "raise"
     dataset = load_data(recipe, options.data, options.teacher_logits or None, corrupt=corrupt)
     if dataset.skipped:
-        print(f"{options.data}: {dataset.skipped} corrupt images left out", file=sys.stderr)
+        images = "1 image that cannot" if dataset.skipped == 1 else f"{dataset.skipped} that cannot"
+        print(f"{options.data}: left out {images} be decoded", file=sys.stderr)
     protocol = recipe.protocol(options.protocol)[1]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     display = choose_display(

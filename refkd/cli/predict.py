@@ -41,6 +41,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="K", help="which of the run's seeds (default: the first)"
     )
+    parser.add_argument(
+        "--skip-corrupt", action="store_true", help="leave out images that cannot be decoded"
+    )
     parser.add_argument("--json", action="store_true", help="print every prediction as JSON")
     parser.set_defaults(run=run)
 
@@ -48,7 +51,11 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     trained = load(arguments.folder, arguments.network, seed=arguments.seed)
-    dataset = data.load(arguments.data, image_size=trained.spec.image_shape[-1])
+    dataset = data.load(
+        arguments.data,
+        image_size=trained.spec.image_shape[-1],
+        corrupt="skip" if arguments.skip_corrupt else "raise",
+    )
     split: Split | None = getattr(dataset, arguments.split)
     if split is None:
         raise DataError(f"predict: {dataset.name} has no {arguments.split} split")

@@ -171,7 +171,13 @@ def _readable(images: _Labelled, corrupt: str) -> _Labelled:
 
 
 def _decodes(path: Path) -> bool:
-    decode(path)
+    try:
+        decode(path)
+    except DataError as error:
+        raise DataError(
+            f"{error}; remove it, or leave out such images: --skip-corrupt, in Python "
+            f"corrupt='skip'"
+        ) from error
     return True
 
 

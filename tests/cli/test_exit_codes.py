@@ -348,3 +348,28 @@ def test_the_kinds_with_an_exit_code_are_all_there_are() -> None:
     tested |= {"MissingExtra", "BackendUnavailable", "NonFiniteError", "RefkdError"}
     assert kinds == tested
     assert cli._exit_code(errors.RefkdError("any other")) == 3
+
+
+def test_a_corrupt_image_is_named_and_left_out_where_asked(place: Path, refkd: Any) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="images need Pillow")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = place / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(9):
+                pixels = rng.integers(256, size=(6, 6, 3)).astype(np.uint8)
+                pillow.fromarray(pixels).save(folder / f"{i}.png")
+    (place / "photos" / "train" / "a" / "broken.jpg").write_text("no image")
+    text = Path("mini.toml").read_text().replace("[teacher]", "[images]\nsize = 6\n[teacher]", 1)
+    Path("photos.toml").write_text(text.replace("train_images = 20", ""))
+    command = ("distill", "photos.toml", "--data", place / "photos", "--quiet", "--run", "run")
+    code, _, err = refkd(*command)
+    assert code == 3
+    assert "broken.jpg" in err
+    assert "--skip-corrupt" in err
+    code, _, err = refkd(*command, "--skip-corrupt")
+    assert code == 0
+    assert "left out 1 image that cannot be decoded" in err
+    assert refkd("predict", "run", "--data", place / "photos").code == 3
+    assert refkd("predict", "run", "--data", place / "photos", "--skip-corrupt").code == 0

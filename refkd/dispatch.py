@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 import numpy as np
 
 from refkd.errors import BackendUnavailable, ConfigError, DtypeError, check_choice
+from refkd.threads import limit_blas_threads
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -32,6 +33,7 @@ __all__ = [
     "Backend",
     "Kernel",
     "available_backends",
+    "current_backend",
     "get_backend",
     "kernel",
     "namespace",
@@ -109,6 +111,12 @@ class Backend:
     kernels : mapping
         Overrides by kernel name. A signature must equal the reference's; an
         override returns ``NotImplemented`` for what it does not serve.
+    compile_step : callable or None
+        ``compile_step(objective, optimizer)`` returns a training step for the two (see
+        :class:`refkd.train.step.TrainingStep`) that does what the kernels would, or
+        None where it has none for them.
+    blas_threads : int or None
+        How many threads BLAS may take while the backend is selected; None limits nothing.
     unavailable_reason : str or None
         None where the backend works on this machine, else one line that a person
         can act on.
@@ -120,6 +128,8 @@ class Backend:
     to_numpy: Callable[[Array], Any]
     synchronize: Callable[[], None]
     kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    compile_step: Callable[[Any, Any], Any] | None = None
+    blas_threads: int | None = None
     unavailable_reason: str | None = None
 
 
@@ -136,6 +146,7 @@ _kernels: dict[str, Kernel] = {}
 _loaded: dict[str, Backend] = {"numpy": _NUMPY}
 _by_array_type: dict[type, Backend] = {}
 _default: _Selection | None = None
+_default_limit = ExitStack()
 _scope: ContextVar[_Selection | None] = ContextVar("refkd_backend", default=None)
 
 
@@ -360,9 +371,11 @@ def use_backend(name: str, *, strict: bool = False) -> Iterator[Backend]:
         As :func:`get_backend`; in a strict scope also where the backend has no
         kernel for the arguments of a call.
     """
-    token = _scope.set(_Selection(get_backend(name), strict))
+    backend = get_backend(name)
+    token = _scope.set(_Selection(backend, strict))
     try:
-        yield _loaded[name]
+        with limit_blas_threads(backend.blas_threads):
+            yield backend
     finally:
         _scope.reset(token)
 
@@ -370,4 +383,13 @@ def use_backend(name: str, *, strict: bool = False) -> Iterator[Backend]:
 def set_default_backend(name: str) -> None:
     """Let backend ``name`` serve the kernels wherever no ``with use_backend`` says otherwise."""
     global _default
-    _default = _Selection(get_backend(name), strict=False)
+    backend = get_backend(name)
+    _default_limit.close()
+    _default_limit.enter_context(limit_blas_threads(backend.blas_threads))
+    _default = _Selection(backend, strict=False)
+
+
+def current_backend() -> Backend:
+    """Return the backend that is selected here; the reference where none is."""
+    selection = _scope.get() or _default
+    return _NUMPY if selection is None else selection.backend

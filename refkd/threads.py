@@ -20,7 +20,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["blas_threads", "in_order", "limit_blas_threads", "side_by_side", "usable_cores"]
+__all__ = [
+    "blas_threads",
+    "in_order",
+    "limit_blas_threads",
+    "side_by_side",
+    "usable_cores",
+    "worker_threads",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -113,12 +120,20 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     many run at a time. A single piece has all of BLAS's threads instead: its bits are
     those of that number of threads.
     """
-    threads = _at_a_time()
-    if min(len(items), threads) < 2 or hasattr(_this_thread, "works_on_pieces"):
+    threads = worker_threads()
+    if min(len(items), threads) < 2:
         yield from map(function, items)
         return
     with limit_blas_threads(1):
         yield from _in_order(_pool(threads), function, items, threads)
+
+
+def worker_threads() -> int:
+    """Return how many threads independent work may take, 1 in a thread that has a piece of it.
+
+    Otherwise as many as BLAS would have without :func:`limit_blas_threads`.
+    """
+    return 1 if hasattr(_this_thread, "works_on_pieces") else _at_a_time()
 
 
 def _at_a_time() -> int:

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from refkd.data.image_files import ImageFiles
 from refkd.errors import DataError
+from refkd.ops.pixels import pixels_to_float
 
 __all__ = ["Dataset", "Normalization", "Split", "to_batch"]
 
@@ -219,19 +220,20 @@ def to_batch(images: NDArray[Any], normalization: Normalization, dtype: DTypeLik
     Returns
     -------
     (B, ...) array of ``dtype``, fresh.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        As :func:`refkd.ops.pixels_to_float`, which a backend may override.
     """
-    batch = images.astype(dtype)
-    batch *= normalization.scale
-    if any(normalization.mean):
-        batch -= _per_channel(normalization.mean, batch)
-    if any(value != 1 for value in normalization.std):
-        batch /= _per_channel(normalization.std, batch)
+    batch: NDArray[Any] = pixels_to_float(
+        images,
+        scale=normalization.scale,
+        mean=normalization.mean,
+        std=normalization.std,
+        dtype=dtype,
+    )
     return batch
-
-
-def _per_channel(values: tuple[float, ...], batch: NDArray[Any]) -> NDArray[Any]:
-    shape = (1,) * batch.ndim if len(values) == 1 else (1, -1, *(1,) * (batch.ndim - 2))
-    return np.asarray(values, batch.dtype).reshape(shape)
 
 
 def _check_images(images: NDArray[Any] | ImageFiles) -> None:

@@ -13,6 +13,11 @@ from refkd.ops.activation import (
     tanh_forward,
 )
 from refkd.ops.adaptive_pool import adaptive_avg_pool2d_backward, adaptive_avg_pool2d_forward
+from refkd.ops.attention import (
+    attention_backward,
+    attention_backward_stepwise,
+    attention_forward,
+)
 from refkd.ops.avg_pool import avg_pool2d_backward, avg_pool2d_forward
 from refkd.ops.batch_norm import (
     batch_norm_backward,
@@ -31,6 +36,8 @@ from refkd.ops.join import concatenate_backward, concatenate_forward, split_back
 from refkd.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from refkd.ops.linear import linear_backward, linear_forward
 from refkd.ops.max_pool import max_pool2d_backward, max_pool2d_forward
+from refkd.ops.pixels import pixels_to_float
+from refkd.ops.resample import upsample_nearest2d_backward, upsample_nearest2d_forward
 from refkd.ops.shortcut import padded_shortcut_backward, padded_shortcut_forward
 from refkd.ops.softmax import (
     log_softmax_backward,
@@ -45,6 +52,9 @@ __all__ = [
     "adam_update",
     "adaptive_avg_pool2d_backward",
     "adaptive_avg_pool2d_forward",
+    "attention_backward",
+    "attention_backward_stepwise",
+    "attention_forward",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -74,6 +84,7 @@ __all__ = [
     "max_pool2d_forward",
     "padded_shortcut_backward",
     "padded_shortcut_forward",
+    "pixels_to_float",
     "relu_backward",
     "relu_forward",
     "sgd_update",
@@ -87,4 +98,6 @@ __all__ = [
     "split_forward",
     "tanh_backward",
     "tanh_forward",
+    "upsample_nearest2d_backward",
+    "upsample_nearest2d_forward",
 ]

@@ -15,7 +15,7 @@ from refkd.ops.special import erf
 from refkd.testing.pairs import PairCase, all_cases, backward, forward
 from tests.arch.fake_device import CUPY_METHODS, DeviceArray, HostTransfer, to_device, to_host
 
-# The options of kernels that belong to no pair; their positional arguments are arrays of one shape.
+# The options of the updates, kernels of no pair; their positional arguments are arrays of one shape.
 UNPAIRED: dict[str, list[dict[str, Any]]] = {
     "sgd_update": [
         {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.01}
@@ -30,6 +30,11 @@ UNPAIRED: dict[str, list[dict[str, Any]]] = {
     ],
     "ema_update": [{"decay": 0.9}],
 }
+# The options of what reads stored images.
+CONVERSIONS: list[dict[str, Any]] = [
+    {"scale": 1 / 255, "mean": mean, "std": std}
+    for mean, std in (((0.0,), (1.0,)), ((0.5,), (0.25,)), ((0.1, 0.2, 0.3), (0.4, 1.0, 0.6)))
+]
 # Parts of a backward, which every case of it runs.
 PARTS = {"conv2d_backward_input", "conv2d_backward_weight"}
 
@@ -73,11 +78,24 @@ def test_an_update_writes_on_the_device(
     assert_on_device_and_equal(tuple(device_arrays), tuple(arrays))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("stored", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("options", CONVERSIONS)
+def test_stored_images_become_inputs_on_the_device(
+    options: dict[str, Any], stored: str, dtype: str
+) -> None:
+    convert = registered_kernels()["pixels_to_float"].reference
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(stored)
+    expected = convert(pixels, **options, dtype=dtype)
+    assert expected.dtype == dtype
+    assert_on_device_and_equal((convert(to_device(pixels), **options, dtype=dtype),), (expected,))
+
+
 def test_every_kernel_runs_on_the_device() -> None:
     ran = {f"{case.pair}_{way}" for case in all_cases() for way in ("forward", "backward")}
     kernels = registered_kernels().values()
     expected = {k.reference.__name__ for k in kernels if k.reference.__module__[:6] == "refkd."}
-    assert ran | UNPAIRED.keys() | PARTS == expected
+    assert ran | UNPAIRED.keys() | PARTS | {"pixels_to_float"} == expected
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

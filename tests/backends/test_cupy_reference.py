@@ -16,7 +16,7 @@ from refkd.ops import conv2d_backward, conv2d_forward
 from refkd.testing import check_grad
 from refkd.testing.pairs import PairCase, all_cases, backward, forward
 from refkd.testing.tolerances import tolerance
-from tests.arch.test_device import UNPAIRED
+from tests.arch.test_device import CONVERSIONS, UNPAIRED
 
 cupy = pytest.importorskip("cupy", reason="the device part needs CuPy")
 
@@ -93,6 +93,18 @@ def test_an_update_writes_on_the_device(name: str, options: dict[str, Any], dtyp
     assert not np.array_equal(arrays[0], before[0])
     for actual, expected in zip(on_device, arrays, strict=True):
         assert_near(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("options", CONVERSIONS)
+@pytest.mark.parametrize("stored", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_stored_images_become_inputs_on_the_device(
+    options: dict[str, Any], stored: str, dtype: str
+) -> None:
+    convert = registered_kernels()["pixels_to_float"].call
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(stored)
+    expected = convert(pixels, **options, dtype=dtype)
+    assert_near(convert(cupy.asarray(pixels), **options, dtype=dtype), expected, dtype)
 
 
 def test_check_grad_takes_cupy_arrays() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from refkd.data import Dataset, Normalization, Split, load_digits, to_batch
 from refkd.errors import DataError
+from refkd.ops import pixels_to_float
 
 
 def float_split(rows: int = 4) -> Split:
@@ -179,6 +181,23 @@ def test_to_batch_normalises_each_channel(
     assert batch.dtype == dtype
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(batch, (images / 255 - means) / stds, rtol=0, atol=8 * eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype("float64"), "float32"])
+def test_to_batch_is_the_kernel_of_pixels(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.uint8)
+    options: dict[str, Any] = {"scale": 1 / 255, "mean": (0.1, 0.2, 0.3), "std": (1.0, 0.5, 0.2)}
+    expected = pixels_to_float(pixels, **options, dtype=dtype)
+    batch = to_batch(pixels, Normalization(**options), dtype)
+    np.testing.assert_array_equal(batch, expected, strict=True)
+    seen = []
+    monkeypatch.setattr(
+        "refkd.data.dataset.pixels_to_float", lambda *args, **kwargs: seen.append((args, kwargs))
+    )
+    to_batch(pixels, Normalization(**options), dtype)
+    (((given,), keywords),) = seen
+    assert given is pixels
+    assert keywords == {**options, "dtype": dtype}
 
 
 @pytest.mark.parametrize(

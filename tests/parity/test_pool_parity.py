@@ -1,4 +1,4 @@
-"""Pooling and joining against PyTorch on the CPU, in float64, by random cotangents."""
+"""Pooling, upsampling and joining against PyTorch on the CPU, in float64, by random cotangents."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ def test_adaptive_avg_pool(
     ours = ops.adaptive_avg_pool2d_forward(x, output_size=output)
     assert_parity(ours, y, 1.0)  # means of standard normal numbers
     assert_parity(ops.adaptive_avg_pool2d_backward(dy, input_shape=x.shape), dx, 1.0)
+
+
+@given(
+    plane=sizes,
+    factors=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    mode=st.sampled_from(["nearest", "nearest-exact"]),
+    seed=SEED,
+)
+@some
+def test_upsampling(
+    assert_parity,
+    autograd,
+    plane: tuple[int, int],
+    factors: tuple[int, int],
+    mode: str,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, 3, *plane))
+    y = ops.upsample_nearest2d_forward(x, scale_factor=factors)
+    dy = rng.standard_normal(y.shape)
+    their_y, dx = autograd(lambda a: F.interpolate(a, scale_factor=factors, mode=mode), (x,), dy)
+    np.testing.assert_array_equal(y, their_y, strict=True)
+    # Sums of up to 64 standard normal numbers.
+    assert_parity(ops.upsample_nearest2d_backward(dy, scale_factor=factors), dx, 1.0)
 
 
 @pytest.mark.parametrize("size", [2, 7, 14, 28, 112])

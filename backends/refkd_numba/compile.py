@@ -1,0 +1,156 @@
+"""Compiling: Numba's options for every kernel here, and a cache on disk that cannot be stale.
+
+Numba keys its own cache by the file of the compiled function, so that an edit to what the
+function calls goes unnoticed. Here the key is a digest of all sources of this package, of
+the versions, and of the BLAS that was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import caching, event
+from numba.misc.appdirs import AppDirs
+
+from refkd_numba import blas
+
+__all__ = ["FAST", "cache_folder", "compiled", "device", "prune_cache"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Sums may be reordered and products fused. What "fast" would add lets LLVM assume that
+# there is no NaN and no infinity.
+FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
+
+
+def compiled(function: F | None = None, /, *, fast: bool = True) -> Any:
+    """Compile a kernel: a function that Python calls, cached on disk.
+
+    It releases the GIL, divides by zero as NumPy does, and takes arrays and numbers.
+
+    Parameters
+    ----------
+    fast : bool
+        False keeps every sum in the order in which it is written.
+    """
+    if function is None:
+        return functools.partial(compiled, fast=fast)
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(FAST) if fast else False)(
+        function
+    )
+    with contextlib.suppress(RuntimeError):  # there is no folder to write to: compile every time
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+def device(function: F | None = None, /, *, fast: bool = True, inline: bool = False) -> Any:
+    """Compile a part of kernels: it is compiled into whatever calls it, and cached with that."""
+    if function is None:
+        return functools.partial(device, fast=fast, inline=inline)
+    return numba.njit(
+        nogil=True,
+        error_model="numpy",
+        fastmath=set(FAST) if fast else False,
+        forceinline=inline,
+    )(function)
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Return the folder of compiled kernels that belongs to these very sources."""
+    return _caches() / f"numba-{_digest()}"
+
+
+def prune_cache() -> None:
+    """Delete what was compiled from other sources or with other versions."""
+    for folder in _caches().glob("numba-*"):
+        if folder != cache_folder():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _caches() -> Path:
+    chosen = numba.config.CACHE_DIR
+    return Path(chosen) if chosen else Path(AppDirs("refkd", appauthor=False).user_cache_dir)
+
+
+def _digest() -> str:
+    parts = [numba.__version__, llvmlite.__version__, np.__version__, sys.version, blas.PROVIDER]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Locator:
+    """Where Numba keeps the compiled forms of one function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        code = function.__code__
+        self._place = f"{Path(code.co_filename).stem}-{code.co_firstlineno}"
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], path: str) -> _Locator | None:
+        locator = cls(function)
+        try:
+            locator.ensure_cache_path()
+        except OSError:
+            return None
+        return locator
+
+    def ensure_cache_path(self) -> None:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(folder)
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return cache_folder().name
+
+    def get_disambiguator(self) -> str:
+        return self._place
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _Cache(caching.FunctionCache):
+    _impl_class = _CacheImpl
+
+
+class _Announcer(event.Listener):
+    """Says on stderr what is compiled and how long it took: it may be many seconds."""
+
+    def __init__(self) -> None:
+        self._begun: list[float] = []
+
+    def on_start(self, event: Any) -> None:
+        self._begun.append(time.perf_counter())
+
+    def on_end(self, event: Any) -> None:
+        seconds = time.perf_counter() - self._begun.pop()
+        function = event.data["dispatcher"].py_func
+        ours = function.__module__.partition(".")[0] == __package__
+        if ours and not self._begun:
+            print(
+                f"refkd: compiled {function.__name__} in {seconds:.1f} s, and kept it",
+                file=sys.stderr,
+            )
+
+
+event.register("numba:compile", _Announcer())

@@ -117,6 +117,9 @@ class Backend:
         None where it has none for them.
     blas_threads : int or None
         How many threads BLAS may take while the backend is selected; None limits nothing.
+    error_factors : mapping
+        By kernel name, how many times the error of the float32 reference an override may
+        make whose algorithm is less accurate; the others keep to 4 times.
     unavailable_reason : str or None
         None where the backend works on this machine, else one line that a person
         can act on.
@@ -130,6 +133,7 @@ class Backend:
     kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     compile_step: Callable[[Any, Any], Any] | None = None
     blas_threads: int | None = None
+    error_factors: Mapping[str, float] = field(default_factory=dict)
     unavailable_reason: str | None = None
 
 

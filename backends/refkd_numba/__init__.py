@@ -13,7 +13,7 @@ from refkd.dispatch import Backend
 __all__ = ["backend"]
 
 _OLDEST_NUMBA = (0, 61)
-_MODULES = ("activation",)
+_MODULES = ("activation", "conv")
 
 
 def _reason_against() -> str | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
-from bisect import bisect_left, insort
 from typing import Any
 
 import numpy as np
@@ -21,18 +19,20 @@ __all__ = ["empty", "empty_images", "empty_like"]
 
 _ALIGNMENT = 64
 _SMALL = 1 << 14  # bytes; malloc serves these from memory it already has
-_SLACK = 1.25  # of a block that is taken for something smaller
 _KEEP = 4096  # requests for which a block waits to be used again
+# Without the GIL a reference count is no more than a guess about other threads.
+_RECYCLES = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+_Lease = tuple[NDArray[np.uint8], int]  # memory, and the offset of its first aligned byte
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return an array in C order, whose contents are arbitrary."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size < _SMALL:
+    if size < _SMALL or not _RECYCLES:
         return np.empty(shape, dtype)
-    with _lock:
-        memory, offset = _pool.take(size)
+    memory, offset = _pool.take(size)
     return np.ndarray(shape, dtype, memory, offset)
 
 
@@ -52,38 +52,35 @@ def empty_like(x: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
 
 
 class _Pool:
-    """Blocks by size. One is free when the pool alone refers to its memory."""
+    """Blocks by size.
+
+    There is no lock, which a fork, a signal or the garbage collector could find taken:
+    of two that refer to a block and look then, none or one finds it free.
+    """
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []  # sorted
         self.blocks: dict[int, list[_Block]] = {}
         self.requests = 0
 
-    def take(self, size: int) -> tuple[NDArray[np.uint8], int]:
+    def take(self, size: int) -> _Lease:
         self.requests += 1
         if self.requests % _KEEP == 0:
             self._drop(self.requests - _KEEP)
-        first = bisect_left(self.sizes, size)
-        while first < len(self.sizes) and self.sizes[first] <= _SLACK * size:
-            for block in self.blocks[self.sizes[first]]:
-                if block.is_free():
-                    block.last_request = self.requests
-                    return block.memory, block.offset
-            first += 1
+        step = 1 << (size.bit_length() - 4)
+        size = -(-size // step) * step  # sizes that differ by less than a sixteenth share blocks
+        blocks = self.blocks.setdefault(size, [])
+        for block in blocks:
+            if (lease := block.lease()) is not None:
+                block.last_request = self.requests
+                return lease
         block = _Block(size, self.requests)
-        if size not in self.blocks:
-            insort(self.sizes, size)
-            self.blocks[size] = []
-        self.blocks[size].append(block)
-        return block.memory, block.offset
+        lease = block.memory, block.offset  # before another thread can see the block
+        blocks.append(block)
+        return lease
 
     def _drop(self, before: int) -> None:
-        for size in list(self.sizes):
-            kept = [b for b in self.blocks[size] if b.last_request >= before or not b.is_free()]
-            self.blocks[size] = kept
-            if not kept:
-                del self.blocks[size]
-                self.sizes.remove(size)
+        for blocks in list(self.blocks.values()):
+            blocks[:] = [block for block in blocks if block.last_request >= before]
 
 
 class _Block:
@@ -95,10 +92,11 @@ class _Block:
         self.offset = -self.memory.ctypes.data % _ALIGNMENT
         self.last_request = request
 
-    def is_free(self) -> bool:
-        return sys.getrefcount(self.memory) == _REFERENCES_OF_A_FREE_BLOCK
+    def lease(self) -> _Lease | None:
+        """Return the memory where nobody else refers to it."""
+        lease = self.memory, self.offset
+        return lease if sys.getrefcount(self.memory) == _REFERENCES_WHEN_FREE else None
 
 
-_REFERENCES_OF_A_FREE_BLOCK = 2  # this object's, and the argument of getrefcount
+_REFERENCES_WHEN_FREE = 3  # this object's, the lease's, and the argument of getrefcount
 _pool = _Pool()
-_lock = threading.Lock()

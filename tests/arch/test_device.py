@@ -15,7 +15,7 @@ from refkd.ops.special import erf
 from refkd.testing.pairs import PairCase, all_cases, backward, forward
 from tests.arch.fake_device import CUPY_METHODS, DeviceArray, HostTransfer, to_device, to_host
 
-# The options of the updates, kernels of no pair; their positional arguments are arrays of one shape.
+# The options of the updates, which are no pairs; their positional arguments have one shape.
 UNPAIRED: dict[str, list[dict[str, Any]]] = {
     "sgd_update": [
         {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.01}

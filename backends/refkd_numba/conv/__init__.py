@@ -1,0 +1,403 @@
+"""Convolution: which algorithm takes which shape, and the scratch memory they need.
+
+Images are channels-last inside: an input that is not is copied, results are views of
+channels-last memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refkd.dispatch import Array
+from refkd.errors import RefkdError
+from refkd.ops.im2col import ConvSizes, conv_sizes
+from refkd.ops.window import Size
+from refkd.threads import worker_threads
+
+from refkd_numba import settings
+from refkd_numba.buffers import empty
+from refkd_numba.compile import compiled
+from refkd_numba.conv import depthwise, direct, strided, winograd
+from refkd_numba.layout import as_images, channels_last
+from refkd_numba.microkernel import COLUMNS
+from refkd_numba.team import share, span
+
+__all__ = ["ERROR_FACTORS", "KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
+
+# Multiples of the reference's float32 error that Winograd's algorithm may be off by.
+ERROR_FACTORS = {
+    "conv2d_forward": 40.0,
+    "conv2d_backward": 40.0,
+    "conv2d_backward_input": 40.0,
+    "conv2d_backward_weight": 40.0,
+}
+
+_WORTH = 1 << 20  # products; below it the work is not worth a second thread
+_WINOGRAD_TILES = 32
+_WINOGRAD_CHANNELS = 16
+_WINOGRAD_SUMS = 1 << 22  # values of the sums for a weight's gradient
+_WINOGRAD_CHUNK = 1 << 21  # values of transformed tiles at a time
+_NO_BIAS = np.empty(0, np.float32)
+
+
+def conv2d_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    arrays = (x, weight) if bias is None else (x, weight, bias)
+    g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or (bias is not None and bias.shape != (g.outputs,)):
+        return NotImplemented
+    return forward(x, weight, bias, g)
+
+
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    need_dx: bool = True,
+) -> Any:
+    g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    gradient = channels_last(dy)
+    dweight = backward_weight(gradient, x, g)
+    dx = backward_input(gradient, weight, g) if need_dx else None
+    return dx, dweight, bias_gradient(gradient)
+
+
+def conv2d_backward_input(
+    dy: Array,
+    weight: Array,
+    *,
+    input_size: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if dy.ndim != 4 or weight.ndim != 4 or not isinstance(groups, int) or len(size) != 2:
+        return NotImplemented
+    x_shape = (dy.shape[0], weight.shape[1] * groups, *size)
+    g = sizes((dy, weight), x_shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    return backward_input(channels_last(dy), weight, g)
+
+
+def conv2d_backward_weight(
+    dy: Array,
+    x: Array,
+    *,
+    kernel_size: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    taps = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if dy.ndim != 4 or x.ndim != 4 or not isinstance(groups, int) or groups < 1:
+        return NotImplemented
+    weight_shape = (dy.shape[1], x.shape[1] // groups, *taps)
+    g = sizes((dy, x), x.shape, weight_shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    return backward_weight(channels_last(dy), x, g)
+
+
+def sizes(
+    arrays: tuple[Array, ...],
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+) -> ConvSizes | None:
+    """Return the sizes, or None for what the reference serves, or refuses."""
+    if any(type(a) is not np.ndarray or a.dtype != np.float32 or a.size == 0 for a in arrays):
+        return None
+    try:
+        return conv_sizes("", x_shape, weight_shape, stride, padding, dilation, groups)
+    except RefkdError:
+        return None
+
+
+class _Steps(NamedTuple):
+    """The numbers by which a window moves, as the compiled functions take them."""
+
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+
+
+def forward(
+    x: Array, weight: Array, bias: Array | None, g: ConvSizes, *, relu: bool = False
+) -> NDArray[Any]:
+    """Return y (N, K, P, Q), or max(y, 0)."""
+    source = channels_last(x)
+    y = empty((g.batch, *g.output_size, g.outputs))
+    vector = _NO_BIAS if bias is None else np.ascontiguousarray(bias)
+    if _is_depthwise(g):
+        of_channel = np.zeros(g.outputs, np.float32) if bias is None else vector
+        share(
+            depthwise.forward, source, _tap_major(weight), of_channel, y, *_steps(g),
+            worth=_is_worth(g),
+        )  # fmt: skip
+        if relu:
+            np.maximum(y, 0, out=y)
+    elif _is_winograd(g):
+        panels = _winograd_panels(weight, flipped=False)
+        _winograd(source, panels, vector, y, g.padding, relu)
+    else:
+        panels = _panels(weight, g.groups, flipped=False)
+        _direct(source, panels, vector, y, _steps(g), relu, worth=_is_worth(g))
+    return as_images(y)
+
+
+def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any]:
+    """Return dx (N, C, H, W) of channels-last dy."""
+    dx = empty((g.batch, *g.input_size, g.inputs))
+    steps = _steps(g)
+    if _is_depthwise(g):
+        share(depthwise.backward_input, dy, _tap_major(weight), dx, *steps, worth=_is_worth(g))
+    elif g.stride != (1, 1):
+        grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
+        block = strided.block_rows(*g.output_size, g.taps)
+        columns = empty((_threads(g), block * g.output_size[1], *grouped.shape[2:]))
+        share(
+            strided.backward_input, dy, np.ascontiguousarray(grouped), dx, *steps, block, columns,
+            worth=_is_worth(g),
+        )  # fmt: skip
+    else:
+        # The adjoint of a convolution of step 1 is one, with the flipped weight.
+        padding = tuple(
+            d * (k - 1) - z for d, k, z in zip(g.dilation, g.kernel_size, g.padding, strict=True)
+        )
+        if _is_winograd(g):
+            panels = _winograd_panels(weight, flipped=True)
+            _winograd(dy, panels, _NO_BIAS, dx, padding, False)
+        else:
+            panels = _panels(weight, g.groups, flipped=True)
+            adjoint = steps._replace(pad_h=padding[0], pad_w=padding[1])
+            _direct(dy, panels, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
+    return as_images(dx)
+
+
+def backward_weight(dy: NDArray[Any], x: Array, g: ConvSizes) -> NDArray[Any]:
+    """Return dW (K, C / groups, kH, kW) of channels-last dy."""
+    source = channels_last(x)
+    shape = (g.outputs, g.inputs // g.groups, *g.kernel_size)
+    if _is_depthwise(g):
+        sums = empty((_threads(g), *g.kernel_size, g.inputs))
+        share(depthwise.backward_weight, source, dy, sums, *_steps(g), worth=_is_worth(g))
+        return np.ascontiguousarray(np.moveaxis(sums.sum(axis=0), -1, 0)).reshape(shape)
+    dweight = empty(shape)
+    if _is_winograd(g) and winograd.POINTS * g.inputs * g.outputs <= _WINOGRAD_SUMS:
+        _winograd_weight(source, dy, dweight, g)
+        return dweight
+    if g.kernel_size == (1, 1) and g.stride == (1, 1) and g.padding == (0, 0):
+        # Pixels are all the same to it: rows of a length that suits the blocks.
+        source, dy = _as_rows(source), _as_rows(dy)
+    block = direct.block_of_gradient(*dy.shape[1:3])
+    padded = -(-(g.outputs // g.groups) // COLUMNS) * COLUMNS
+    sums = empty((_threads(g), g.groups, *g.kernel_size, shape[1], padded))
+    scratch = _input_rows(_threads(g), block, source.shape[2], shape[1], g.kernel_size, _steps(g))
+    columns = empty((_threads(g), block * dy.shape[2], COLUMNS))
+    share(
+        direct.backward_weight, source, dy, sums, g.groups, *_steps(g), block, scratch, columns,
+        worth=_is_worth(g),
+    )  # fmt: skip
+    share(_add_parts, sums, dweight.reshape(g.groups, -1, *shape[1:]), worth=sums.size > 1 << 16)
+    return dweight
+
+
+def bias_gradient(dy: NDArray[Any]) -> NDArray[Any]:
+    """Return Σ dy over all pixels of channels-last dy, (K,)."""
+    pixels = dy.reshape(-1, dy.shape[-1])
+    threads = worker_threads() if pixels.size > 1 << 16 else 1
+    sums = np.zeros((threads, pixels.shape[1]))
+    share(_column_sums, pixels, sums, worth=threads > 1)
+    return sums.sum(axis=0).astype(np.float32)
+
+
+def _direct(
+    x: NDArray[Any], panels: NDArray[Any], bias: NDArray[Any], y: NDArray[Any], steps: _Steps,
+    relu: bool, *, worth: bool,
+) -> None:  # fmt: skip
+    kernel = panels.shape[2:4]
+    if kernel == (1, 1) and steps[:4] == (1, 1, 0, 0):
+        x, y = _as_rows(x), _as_rows(y)
+    groups, inputs = panels.shape[0], panels.shape[4]
+    block = direct.rows_at_a_time(y.shape[1], x.shape[2] * inputs, steps.stride_h)
+    threads = worker_threads() if worth else 1
+    scratch = _input_rows(threads, block, x.shape[2], inputs, kernel, steps)
+    tails = empty((threads, block * y.shape[2], COLUMNS))
+    share(
+        direct.forward, x, panels, bias, y, groups, *steps, block, relu, scratch, tails,
+        worth=worth,
+    )  # fmt: skip
+
+
+def _winograd(
+    x: NDArray[Any], panels: NDArray[Any], bias: NDArray[Any], y: NDArray[Any],
+    padding: tuple[int, ...], relu: bool,
+) -> None:  # fmt: skip
+    padded = panels.shape[1] * COLUMNS
+    block = winograd.tiles_at_a_time(max(x.shape[3], padded))
+    threads = worker_threads()
+    inputs = empty((threads, winograd.POINTS, block, x.shape[3]))
+    products = empty((threads, winograd.POINTS, block, padded))
+    share(winograd.forward, x, panels, bias, y, *padding, relu, inputs, products)
+
+
+def _winograd_weight(
+    x: NDArray[Any], dy: NDArray[Any], dweight: NDArray[Any], g: ConvSizes
+) -> None:
+    tiles, points = _tiles(g.batch, g.output_size), winograd.POINTS
+    chunk = min(tiles, max(64, _WINOGRAD_CHUNK // (points * (g.inputs + g.outputs))))
+    inputs, gradients = empty((points, chunk, g.inputs)), empty((points, chunk, g.outputs))
+    sums = empty((points, g.inputs, g.outputs))
+    for first in range(0, tiles, chunk):
+        count = min(chunk, tiles - first)
+        share(winograd.transform_for_weight, x, dy, *g.padding, first, count, inputs, gradients)
+        share(winograd.multiply_for_weight, inputs, gradients, count, first > 0, sums)
+    share(winograd.weight_gradient, sums, dweight)
+
+
+def _panels(weight: Array, groups: int, *, flipped: bool) -> NDArray[Any]:
+    outputs, inputs, *taps = weight.shape
+    inputs, outputs = (outputs // groups, inputs) if flipped else (inputs, outputs // groups)
+    panels = empty((groups, -(-outputs // COLUMNS), *taps, inputs, COLUMNS))
+    direct.pack(np.ascontiguousarray(weight), panels, groups, flipped)
+    return panels
+
+
+def _winograd_panels(weight: Array, *, flipped: bool) -> NDArray[Any]:
+    outputs, inputs = weight.shape[:2]
+    inputs, outputs = (outputs, inputs) if flipped else (inputs, outputs)
+    panels = empty((winograd.POINTS, -(-outputs // COLUMNS), inputs, COLUMNS))
+    share(
+        winograd.transform_weight, np.ascontiguousarray(weight), panels, flipped,
+        worth=weight.size > 1 << 14,
+    )  # fmt: skip
+    return panels
+
+
+def _input_rows(
+    threads: int, block: int, width: int, inputs: int, kernel: tuple[int, ...], steps: _Steps
+) -> NDArray[Any]:
+    """Return scratch for the padded input rows that ``block`` output rows see."""
+    seen = (block - 1) * steps.stride_h + (kernel[0] - 1) * steps.dilation_h + 1
+    return empty((threads, seen, max(1, width + 2 * steps.pad_w), inputs))
+
+
+def _as_rows(x: NDArray[Any]) -> NDArray[Any]:
+    """Return images (N, H, W, C) as images of some rows of about 256 pixels, or of one."""
+    batch, height, width, channels = x.shape
+    if width < _ROW_PIXELS and height * width <= 4 * _ROW_PIXELS:
+        return x.reshape(batch, 1, height * width, channels)
+    return x
+
+
+_ROW_PIXELS = 256
+
+
+def _tap_major(weight: Array) -> NDArray[Any]:
+    return np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1))
+
+
+def _steps(g: ConvSizes) -> _Steps:
+    return _Steps(*g.stride, *g.padding, *g.dilation)
+
+
+def _threads(g: ConvSizes) -> int:
+    return worker_threads() if _is_worth(g) else 1
+
+
+def _is_worth(g: ConvSizes) -> bool:
+    return g.batch * g.positions * g.outputs * g.taps > _WORTH
+
+
+def _is_depthwise(g: ConvSizes) -> bool:
+    return g.groups > 1 and g.groups == g.inputs == g.outputs
+
+
+def _is_winograd(g: ConvSizes) -> bool:
+    return (
+        settings.winograd
+        and g.kernel_size == (3, 3)
+        and g.stride == g.dilation == (1, 1)
+        and g.groups == 1
+        and max(g.padding) <= 2
+        and min(g.inputs, g.outputs) >= _WINOGRAD_CHANNELS
+        and min(g.output_size) > 2
+        and _tiles(g.batch, g.output_size) >= _WINOGRAD_TILES
+    )
+
+
+def _tiles(batch: int, size: tuple[int, int]) -> int:
+    return batch * -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
+
+
+@compiled
+def _add_parts(sums, dweight, thread, threads):
+    """Write Σ_threads sums (threads, g, kH, kW, C, padded K) into dweight (g, K, C, kH, kW)."""
+    groups, outputs, inputs, height, width = dweight.shape
+    total = np.empty(outputs, np.float32)
+    for row in range(
+        groups * inputs * thread // threads, groups * inputs * (thread + 1) // threads
+    ):
+        g = row // inputs
+        c = row - g * inputs
+        for i in range(height):
+            for j in range(width):
+                for k in range(outputs):
+                    total[k] = sums[0, g, i, j, c, k]
+                for part in range(1, sums.shape[0]):
+                    for k in range(outputs):
+                        total[k] += sums[part, g, i, j, c, k]
+                for k in range(outputs):
+                    dweight[g, k, c, i, j] = total[k]
+
+
+@compiled
+def _column_sums(pixels, sums, thread, threads):
+    """Add the rows of pixels (M, K) into float64 sums (threads, K)."""
+    mine = pixels[span(pixels.shape[0], thread, threads)]
+    block = np.empty(pixels.shape[1], np.float32)
+    total = sums[thread]
+    for first in range(0, mine.shape[0], 64):
+        block[:] = np.float32(0)
+        for row in range(first, min(first + 64, mine.shape[0])):
+            source = mine[row]
+            for k in range(block.size):
+                block[k] += source[k]
+        for k in range(block.size):
+            total[k] += block[k]
+
+
+KERNELS = {
+    "conv2d_forward": conv2d_forward,
+    "conv2d_backward": conv2d_backward,
+    "conv2d_backward_input": conv2d_backward_input,
+    "conv2d_backward_weight": conv2d_backward_weight,
+}

@@ -1,0 +1,14 @@
+"""What may be chosen about the backend."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["winograd"]
+
+winograd: bool = os.environ.get("REFKD_WINOGRAD", "1") != "0"
+"""Whether 3 × 3 convolutions may use Winograd's algorithm, whose rounding errors are larger.
+
+``REFKD_WINOGRAD=0`` in the environment turns it off, as does
+``refkd_numba.settings.winograd = False``.
+"""

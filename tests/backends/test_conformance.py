@@ -1,0 +1,263 @@
+"""What every backend's kernels keep to, on all calls: the reference's results, errors and manners.
+
+A backend is tested where it is installed and works. Its float32 kernels are held against
+the reference in float64, and may be wrong by 4 times as much as the reference in float32
+is, or by the factor that the backend states for an algorithm of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from refkd.dispatch import (
+    Backend,
+    available_backends,
+    get_backend,
+    namespace,
+    registered_kernels,
+    use_backend,
+)
+from refkd.testing import check_grad
+from refkd.testing.adapters.pair import from_pair
+from refkd.testing.pairs import PairCase, all_cases
+from refkd.testing.tolerances import tolerance
+from tests.backends.calls import LAYOUTS, Call, calls, make, reference
+from tests.backends.surroundings import surroundings
+
+BACKENDS = [name for name, reason in available_backends().items() if not reason and name != "numpy"]
+
+
+class Override(NamedTuple):
+    """A backend's own version of a kernel, in certain surroundings."""
+
+    backend: Backend
+    kernel: str
+    around: str = "as it is"
+
+    def __str__(self) -> str:
+        words = [self.backend.name, self.kernel]
+        return "-".join(words + [self.around] * (self.around != "as it is"))
+
+    def moved(self, call: Call, layout: str = "C") -> Call:
+        """Return the call on copies, arrays of the backend in a layout."""
+        return call.laid(layout, self.backend.asarray)
+
+    def runs_on(self, call: Call) -> bool:
+        """Whether it serves the call, and leaves it not to the reference."""
+        with use_backend(self.backend.name), surroundings(self.backend.name)[self.around]():
+            result = make(self.backend.kernels[self.kernel], self.moved(call))
+        return not (len(result) == 1 and result[0] is NotImplemented)
+
+    def make(self, call: Call) -> tuple[Any, ...]:
+        """Return what a call on the backend's arrays comes to where the backend is selected."""
+        with use_backend(self.backend.name), surroundings(self.backend.name)[self.around]():
+            return make(registered_kernels()[self.kernel].call, call)
+
+    def results(self, call: Call, layout: str = "C") -> list[Any]:
+        """Return what a call comes to on copies in a layout, as arrays of NumPy."""
+        return list(map(self.to_numpy, self.make(self.moved(call, layout))))
+
+    def to_numpy(self, value: Any) -> Any:
+        """Return a result as an array of NumPy, and None as it is."""
+        if value is None:
+            return None
+        assert isinstance(value, (self.backend.array_type, np.generic)), type(value)
+        return np.asarray(self.backend.to_numpy(value))
+
+
+class Judged(NamedTuple):
+    """A call in float32 with what the reference makes of it.
+
+    ``errors`` are the reference's, each the largest of three calls with other numbers:
+    where there are few of them, one call may be right by chance.
+    """
+
+    call: Call
+    expected: tuple[Any, ...]
+    exact: tuple[Any, ...]
+    errors: list[float]
+
+
+@functools.lru_cache(maxsize=2)
+def judged_calls(kernel: str) -> list[Judged]:
+    draws = [
+        [(call, reference(call), reference(call.astype("float64"))) for call in drawn]
+        for drawn in (calls(kernel, seed=seed) for seed in range(3))
+    ]
+    found = []
+    for same_but_numbers in zip(*draws, strict=True):
+        each = [list(map(error, rough, exact)) for _, rough, exact in same_but_numbers]
+        found.append(Judged(*same_but_numbers[0], [max(e) for e in zip(*each, strict=True)]))
+    return found
+
+
+def error(actual: Any, exact: Any) -> float:
+    """Return the largest error of an array; equal infinities and two NaN are none."""
+    if exact is None or np.asarray(exact).dtype.kind != "f":
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(np.subtract(actual, exact, dtype=np.float64))
+    same = (actual == exact) | (np.isnan(actual) & np.isnan(exact))
+    return float(np.max(np.where(same, 0.0, gaps), initial=0.0))
+
+
+def size(array: Any) -> float:
+    """Return the largest finite magnitude in an array of floats."""
+    return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))
+
+
+def assert_like(actual: list[Any], expected: tuple[Any, ...]) -> None:
+    """Check numbers of outputs, shapes and dtypes, and the values of what is no float."""
+    assert [a is None for a in actual] == [e is None for e in expected]
+    for a, e in zip(actual, map(np.asarray, expected), strict=True):
+        if a is None:
+            continue
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        if e.dtype.kind != "f":
+            np.testing.assert_array_equal(a, e)
+
+
+def in_bits(results: list[Any]) -> list[Any]:
+    return [None if a is None else (a.dtype, a.shape, a.tobytes()) for a in results]
+
+
+def overrides(*, everywhere: bool = False) -> Iterator[Override]:
+    for name in BACKENDS:
+        backend = get_backend(name)
+        for kernel in sorted(backend.kernels):
+            for around in surroundings(name) if everywhere else ["as it is"]:
+                yield Override(backend, kernel, around)
+
+
+each_override = pytest.mark.parametrize("override", list(overrides()), ids=str)
+in_all_surroundings = pytest.mark.parametrize("override", list(overrides(everywhere=True)), ids=str)
+
+
+@each_override
+def test_an_override_runs_on_some_call(override: Override) -> None:
+    assert any(override.runs_on(call) for call in calls(override.kernel)), "it serves no call"
+
+
+@in_all_surroundings
+def test_float32_is_nearly_as_accurate_as_the_reference(override: Override) -> None:
+    # A reference that happens to be exact would allow nothing: a few roundings are no mistake.
+    floor = tolerance("float32", "pointwise")
+    factor = override.backend.error_factors.get(override.kernel, 4.0)
+    for call, expected, exact, reference_errors in judged_calls(override.kernel):
+        for layout in LAYOUTS:
+            actual = override.results(call, layout)
+            assert_like(actual, expected)
+            for i, (a, e, wrong) in enumerate(zip(actual, exact, reference_errors, strict=True)):
+                if e is not None and np.asarray(e).dtype.kind == "f":
+                    allowed = factor * wrong + floor * size(e)
+                    assert error(a, e) <= allowed, (call, layout, f"output {i}", wrong / size(e))
+
+
+@each_override
+def test_float64_is_the_reference_s(override: Override) -> None:
+    for call in calls(override.kernel, "float64"):
+        expected = reference(call)
+        for layout in LAYOUTS:
+            actual = override.results(call, layout)
+            assert_like(actual, expected)
+            for a, e in zip(actual, expected, strict=True):
+                if e is not None and np.asarray(e).dtype.kind == "f":
+                    assert error(a, e) <= tolerance("float64", "product") * size(e), (call, layout)
+
+
+@in_all_surroundings
+def test_the_same_call_gives_the_same_bits_whatever_is_called_between(override: Override) -> None:
+    all_calls = calls(override.kernel)
+    held = [override.make(override.moved(call)) for call in all_calls]
+    first = [in_bits(list(map(override.to_numpy, results))) for results in held]
+    for call, results, bits in zip(all_calls, held, first, strict=True):
+        for layout in ("C", "odd address"):
+            assert in_bits(override.results(call, layout)) == bits, (call, layout)
+        assert in_bits(list(map(override.to_numpy, results))) == bits, call
+
+
+@in_all_surroundings
+def test_arguments_are_left_as_they_are_and_outputs_are_fresh(override: Override) -> None:
+    for call in calls(override.kernel):
+        for layout in LAYOUTS:
+            moved = override.moved(call, layout)
+            outputs = [o for o in override.make(moved) if isinstance(o, override.backend.array_type)]
+            if outputs and outputs[0] is next(iter(moved.arrays.values())):
+                continue  # an update
+            for name, array in moved.arrays.items():
+                after = override.backend.to_numpy(array)
+                np.testing.assert_array_equal(after, call.arguments[name], str(call))
+            for i, output in enumerate(outputs):
+                for other in (*moved.arrays.values(), *outputs[:i]):
+                    assert not namespace(output).may_share_memory(output, other), (call, layout)
+                assert output.flags.writeable
+
+
+@each_override
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+def test_nan_and_infinity_come_out_where_the_reference_has_them(
+    override: Override, special: float
+) -> None:
+    spreads = override.kernel in override.backend.error_factors
+    rng = np.random.default_rng(0)
+    for call in calls(override.kernel):
+        for name in call.floating:
+            array = call.arguments[name].copy()
+            if not array.size:
+                continue
+            array.reshape(-1)[rng.integers(array.size)] = special
+            with np.errstate(all="ignore"):
+                planted = call.replaced({name: array})
+                expected = reference(planted)
+                actual = override.results(planted)
+            for a, e in zip(actual, expected, strict=True):
+                if e is None:
+                    continue
+                if spreads:  # a transform of a patch has it everywhere in the patch
+                    a, e = (np.where(np.isfinite(e), e, array) for array in (a, e))
+                for is_it in (np.isnan, np.isposinf, np.isneginf):
+                    np.testing.assert_array_equal(is_it(a), is_it(e), f"{call}: {special} in {name}")
+
+
+@each_override
+def test_complex_numbers_are_the_reference_s(override: Override) -> None:
+    for call in calls(override.kernel, "float64", large=False):
+        if call.kernel.endswith("_update") or "dtype" in call.arguments:
+            continue  # what is written, or asked for, is real
+        turned = call.map(lambda x: x * (1 + 1e-3j) if x.dtype.kind == "f" else x)
+        for a, e in zip(override.results(turned), reference(turned), strict=True):
+            assert (a is None) == (e is None)
+            if e is not None:
+                np.testing.assert_array_equal(a, e, str(call), strict=True)
+
+
+def pair_cases() -> Iterator[tuple[str, PairCase]]:
+    for name in BACKENDS:
+        for case in all_cases():
+            if {f"{case.pair}_forward", f"{case.pair}_backward"} & get_backend(name).kernels.keys():
+                yield name, case
+
+
+@pytest.mark.parametrize(("name", "case"), list(pair_cases()), ids=str)
+def test_the_gradient_of_float32_is_right(name: str, case: PairCase) -> None:
+    rng = case.generator(0)
+    backend = get_backend(name)
+    kernels = registered_kernels()
+    inputs = Call(f"{case.pair}_forward", case.label, case.inputs(rng)).astype("float32")
+    subject = from_pair(
+        kernels[f"{case.pair}_forward"].call,
+        kernels[f"{case.pair}_backward"].call,
+        inputs.laid("C", backend.asarray).arguments,
+        gradients=case.gradients,
+        outputs=case.outputs,
+        options=case.options,
+        backward_only=case.backward_only,
+        rng=rng,
+    )
+    with use_backend(name):
+        check_grad(*subject, rng=rng).raise_if_failed()

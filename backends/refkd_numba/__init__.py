@@ -13,7 +13,18 @@ from refkd.dispatch import Backend
 __all__ = ["backend"]
 
 _OLDEST_NUMBA = (0, 61)
-_MODULES = ("activation", "conv")
+_MODULES = (
+    "activation",
+    "conv",
+    "cross_entropy",
+    "dropout",
+    "kd",
+    "kl",
+    "pixels",
+    "regression",
+    "softmax",
+    "update",
+)
 
 
 def _reason_against() -> str | None:
@@ -37,10 +48,12 @@ def _reason_against() -> str | None:
 
 def _backend() -> Backend:
     reason = _reason_against()
-    kernels = {}
+    kernels, error_factors = {}, {}
     if reason is None:
         for name in _MODULES:
-            kernels.update(importlib.import_module(f"refkd_numba.{name}").KERNELS)
+            module = importlib.import_module(f"refkd_numba.{name}")
+            kernels.update(module.KERNELS)
+            error_factors.update(getattr(module, "ERROR_FACTORS", {}))
     return Backend(
         name="numba",
         array_type=np.ndarray,
@@ -48,6 +61,7 @@ def _backend() -> Backend:
         to_numpy=np.asarray,
         synchronize=lambda: None,
         kernels=kernels,
+        error_factors=error_factors,
         blas_threads=1,  # in each thread of a team
         unavailable_reason=reason,
     )

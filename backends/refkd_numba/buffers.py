@@ -66,7 +66,7 @@ class _Pool:
         self.requests += 1
         if self.requests % _KEEP == 0:
             self._drop(self.requests - _KEEP)
-        step = 1 << (size.bit_length() - 4)
+        step = 1 << max(size.bit_length() - 4, 0)
         size = -(-size // step) * step  # sizes that differ by less than a sixteenth share blocks
         blocks = self.blocks.setdefault(size, [])
         for block in blocks:

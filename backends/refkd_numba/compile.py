@@ -1,12 +1,13 @@
 """Compiling: Numba's options for every kernel here, and a cache on disk that cannot be stale.
 
 Numba keys its own cache by the file of the compiled function, so that an edit to what the
-function calls goes unnoticed. Here the key is a digest of all sources of this package, of
-the versions, and of the BLAS that was found.
+function calls goes unnoticed. Here the key is a digest of that file and of all files of this
+package that it imports, and they lie in a folder for the versions and the BLAS at hand.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,28 +70,62 @@ def device(function: F | None = None, /, *, fast: bool = True, inline: bool = Fa
 
 @functools.cache
 def cache_folder() -> Path:
-    """Return the folder of compiled kernels that belongs to these very sources."""
-    return _caches() / f"numba-{_digest()}"
+    """Return the folder of what was compiled with these versions and this BLAS."""
+    chosen = numba.config.CACHE_DIR
+    caches = Path(chosen) if chosen else Path(AppDirs("refkd", appauthor=False).user_cache_dir)
+    versions = [numba.__version__, llvmlite.__version__, np.__version__, sys.version, blas.PROVIDER]
+    return caches / f"numba-{_digest(version.encode() for version in versions)}"
 
 
 def prune_cache() -> None:
-    """Delete what was compiled from other sources or with other versions."""
-    for folder in _caches().glob("numba-*"):
+    """Delete what was compiled with other versions, or from sources that are no more."""
+    for folder in cache_folder().parent.glob("numba-*"):
         if folder != cache_folder():
             shutil.rmtree(folder, ignore_errors=True)
+    current = {_stamp(path) for path in _PACKAGE.rglob("*.py")}
+    for path in cache_folder().glob("*"):
+        if not any(stamp in path.name for stamp in current):
+            path.unlink(missing_ok=True)
 
 
-def _caches() -> Path:
-    chosen = numba.config.CACHE_DIR
-    return Path(chosen) if chosen else Path(AppDirs("refkd", appauthor=False).user_cache_dir)
+@functools.cache
+def _stamp(path: Path) -> str:
+    """Return a digest of the sources that the functions of a file are made of."""
+    return _digest(source.read_bytes() for source in sorted(_sources(path)))
 
 
-def _digest() -> str:
-    parts = [numba.__version__, llvmlite.__version__, np.__version__, sys.version, blas.PROVIDER]
-    digest = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+def _sources(path: Path) -> set[Path]:
+    found: set[Path] = set()
+    waiting = {path}
+    while waiting:
+        found |= waiting
+        waiting = {other for source in waiting for other in _imports(source)} - found
+    return found
+
+
+@functools.cache
+def _imports(path: Path) -> frozenset[Path]:
+    """Return the files of this package that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    root = _PACKAGE.parent
+    files = {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+    files |= {root.joinpath(*name.split("."), "__init__.py") for name in names}
+    return frozenset(f for f in files if _PACKAGE in f.parents and f.exists())
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:16]
+
+
+_PACKAGE = Path(__file__).parent
 
 
 class _Locator:
@@ -98,7 +133,8 @@ class _Locator:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         code = function.__code__
-        self._place = f"{Path(code.co_filename).stem}-{code.co_firstlineno}"
+        path = Path(code.co_filename)
+        self._place = f"{path.stem}-{code.co_firstlineno}-{_stamp(path)}"
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], path: str) -> _Locator | None:
@@ -119,7 +155,7 @@ class _Locator:
         return str(cache_folder())
 
     def get_source_stamp(self) -> str:
-        return cache_folder().name
+        return self._place
 
     def get_disambiguator(self) -> str:
         return self._place

@@ -1,4 +1,4 @@
-"""exp, log, tanh and the normal distribution in float32, inlined, for LLVM to vectorise.
+"""exp, log, tanh, the normal distribution, sums and maxima in float32, for LLVM to vectorise.
 
 Numba's own are calls to a C library, one per number. These are polynomials without a
 branch: a loop over them runs in whole vectors. All pass NaN on. The stated errors are the
@@ -13,7 +13,23 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["elementwise", "exp", "exp_nonpositive", "log", "normal_tail", "sigmoid_tails", "tanh"]
+from refkd_numba.compile import device
+
+__all__ = [
+    "dot",
+    "elementwise",
+    "exp",
+    "exp_nonpositive",
+    "largest",
+    "log",
+    "normal_tail",
+    "sigmoid_tails",
+    "tanh",
+    "total",
+]
+
+_SUMMANDS = 512  # in float32
+_ALL_BUT_SIGN, _LEAST_KEY = np.int32(0x7FFFFFFF), np.int32(-0x7F800001)  # the key of −∞
 
 # Products are fused with sums, but sums stay in the order they are written in. Whatever of
 # this is inlined into a kernel keeps to that, however free the kernel itself is: here a
@@ -151,3 +167,42 @@ def normal_tail(x):
     p = (((_NP4 * a + _NP3) * a + _NP2) * a + _NP1) * a + _NP0
     q = ((((_NQ5 * a + _NQ4) * a + _NQ3) * a + _NQ2) * a + _NQ1) * a + _ONE
     return density * (p / q), density
+
+
+@device(inline=True)
+def largest(x):
+    """Return the largest of x, or anything where there is a NaN among them."""
+    # Whole numbers in the order of the floats: a maximum of floats does not vectorise,
+    # because it would have to say what becomes of NaN.
+    key = _LEAST_KEY
+    for i in range(x.size):
+        bits = np.float32(x[i]).view(np.int32)
+        bits = np.int32(bits ^ ((bits >> 31) & _ALL_BUT_SIGN))
+        key = bits if bits > key else key
+    return np.int32(key ^ ((key >> 31) & _ALL_BUT_SIGN)).view(np.float32)
+
+
+@device(inline=True)
+def total(x):
+    """Return the sum of x in float64; of many entries the error does not grow."""
+    result = 0.0
+    for first in range(0, x.size, _SUMMANDS):
+        part = x[first : first + _SUMMANDS]
+        subtotal = _ZERO
+        for i in range(part.size):
+            subtotal += part[i]
+        result += subtotal
+    return result
+
+
+@device(inline=True)
+def dot(x, y):
+    """Return Σ x·y in float64, as :func:`total`."""
+    result = 0.0
+    for first in range(0, x.size, _SUMMANDS):
+        a, b = x[first : first + _SUMMANDS], y[first : first + _SUMMANDS]
+        subtotal = _ZERO
+        for i in range(a.size):
+            subtotal += a[i] * b[i]
+        result += subtotal
+    return result

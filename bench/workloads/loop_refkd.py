@@ -24,6 +24,7 @@ from refkd.train.loop import begin, train
 from refkd.train.optim import Adam
 from refkd.train.progress import Progress
 from refkd.train.schedule import Constant
+from refkd.train.step import training_step
 
 __all__ = ["RefkdSide"]
 
@@ -61,12 +62,18 @@ class RefkdSide:
         rows = slice(self.workload.batch_size)
         images = to_batch(self.split.images[rows], _NORMALIZATION, kind)
         batch = Batch(images, self.split.labels[rows], None, self.workload.batch_size)
-        result = self.verified.value_and_grad(params, state, batch, np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        result = self.verified.value_and_grad(params, state, batch, rng)
+        outputs = {f"gradient of {name}": grad for name, grad in result.grads.items()}
+        # The step that is timed may be compiled into one piece, which shows no gradients.
         optimizer = Adam(VERIFY_LEARNING_RATE, eps=VERIFY_EPS)
-        optimizer.update(params, result.grads, optimizer.init(result.grads), lr=optimizer.lr)
-        outputs = {"loss": np.asarray(result.terms["loss"])}
-        outputs |= {f"gradient of {name}": grad for name, grad in result.grads.items()}
-        after = params | result.state
+        step = training_step(
+            Stage(self.verified, optimizer, Constant(), 1, self.workload.batch_size)
+        )
+        moments = optimizer.init(result.grads)
+        terms, state = step(params, state, moments, batch, rng, lr=optimizer.lr, where="verify")
+        outputs["loss"] = np.asarray(terms["loss"])
+        after = params | state
         learned = [name for name in after if name.partition(".")[0] in self.verified.learns]
         return outputs | {f"{name} after the step": after[name] for name in learned}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.dispatch import Array, namespace
+from refkd.dispatch import Array, current_backend, namespace
 from refkd.distill.heads import as_heads
 from refkd.errors import ConfigError
 from refkd.nn.layer import Layer
@@ -72,12 +72,16 @@ def _in_blocks(
 ) -> Any:
     xp = namespace(images)
     shape, name = tuple(images.shape[1:]), images.dtype.name
-    places = _rows_like_the_first(network, block, shape, name)  # type: ignore[arg-type]
+    backend = current_backend().name
+    places = _rows_like_the_first(network, block, shape, name, backend)  # type: ignore[arg-type]
     parts = []
     for start in range(0, max(1, images.shape[0]), len(places)):
         part = images[start : start + len(places)]
-        rows = xp.zeros((block, *shape), images.dtype)
-        rows[places[: len(part)]] = part
+        if len(part) == block and part.flags.c_contiguous:
+            rows = part
+        else:
+            rows = xp.zeros((block, *shape), images.dtype)
+            rows[places[: len(part)]] = part
         outputs = network.infer(params, state, rows)
         parts.append([logits[places[: len(part)]] for logits in as_heads(outputs)])
     heads = tuple(
@@ -88,9 +92,12 @@ def _in_blocks(
 
 @functools.lru_cache(maxsize=64)
 def _rows_like_the_first(
-    network: Layer, block: int, shape: tuple[int, ...], dtype: str
+    network: Layer, block: int, shape: tuple[int, ...], dtype: str, backend: str
 ) -> NDArray[np.intp]:
-    """Return the rows of a block in which an image has the same logits as in row 0."""
+    """Return the rows of a block in which an image has the same logits as in row 0.
+
+    The backend is the selected one: another sums in another order.
+    """
     rng = np.random.default_rng(0)
     params, state = network.init(rng, dtype=np.dtype(dtype).type)
 

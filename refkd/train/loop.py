@@ -15,15 +15,16 @@ import numpy as np
 from refkd.data.augment import Transform
 from refkd.data.dataset import Normalization, Split, to_batch
 from refkd.data.loader import batches
-from refkd.dispatch import Array, namespace
-from refkd.distill.objective import Batch, StepResult, select
+from refkd.dispatch import Array
+from refkd.distill.objective import Batch, select
 from refkd.distill.stage import Stage
-from refkd.errors import ConfigError, NonFiniteError
+from refkd.errors import ConfigError
 from refkd.nn.layer import Arrays, add_prefix
 from refkd.threads import limit_blas_threads
-from refkd.train.optim import clip_by_global_norm, global_norm, update_average
+from refkd.train.optim import update_average
 from refkd.train.progress import Progress
 from refkd.train.seeds import Purpose, generator
+from refkd.train.step import TrainingStep, training_step
 
 __all__ = ["Monitor", "begin", "initialise", "train"]
 
@@ -132,9 +133,10 @@ def train(
         stage = stages[progress.stage]
         if progress.epoch == 0 and progress.step == 0:
             _enter(stage, progress)
+        step = training_step(stage)
         with limit_blas_threads(_useful_threads(stage, progress)):
             while progress.epoch < stage.epochs:
-                _run_epoch(stage, progress, split, normalization, augment, monitor)
+                _run_epoch(stage, step, progress, split, normalization, augment, monitor)
                 _close_epoch(stage, progress, len(split), evaluate, monitor)
         if progress.average:
             progress.params |= progress.average
@@ -179,6 +181,7 @@ def _learning(stage: Stage, arrays: Mapping[str, Array]) -> Arrays:
 
 def _run_epoch(
     stage: Stage,
+    step: TrainingStep,
     progress: Progress,
     split: Split,
     normalization: Normalization,
@@ -188,21 +191,20 @@ def _run_epoch(
     steps = -(-len(split) // stage.batch_size)
     total = steps * stage.epochs
     for batch in _batches(stage, progress, split, normalization, augment):
-        result = stage.objective.value_and_grad(
-            progress.params, progress.state, batch, progress.rng
-        )
-        grads = result.grads
-        _check_finite(result, progress)
-        if stage.clip_norm is not None:
-            grads, _ = clip_by_global_norm(grads, stage.clip_norm)
         taken = progress.epoch * steps + progress.step
-        lr = stage.optimizer.lr * stage.schedule.factor(taken, total)
-        stage.optimizer.update(progress.params, grads, progress.optimizer, lr=lr)
+        terms, progress.state = step(
+            progress.params,
+            progress.state,
+            progress.optimizer,
+            batch,
+            progress.rng,
+            lr=stage.optimizer.lr * stage.schedule.factor(taken, total),
+            where=f"epoch {progress.epoch + 1}, step {progress.step + 1}",
+        )
         if stage.ema_decay is not None:
             update_average(progress.average, progress.params, decay=stage.ema_decay)
-        progress.state = result.state
-        for name, term in result.terms.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + float(term) * len(batch.labels)
+        for name, term in terms.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + term * len(batch.labels)
         progress.step += 1
         if monitor is not None:
             monitor.after_step(progress, steps)
@@ -269,19 +271,3 @@ def _keep_if_best(stage: Stage, progress: Progress, record: Mapping[str, float])
         learned |= _learning(stage, progress.state)
         progress.best = {name: array.copy() for name, array in learned.items()}
         progress.best_score = score
-
-
-def _check_finite(result: StepResult, progress: Progress) -> None:
-    where = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
-    advice = "lower the learning rate, clip the gradients, or look at the batch"
-    for name, term in result.terms.items():
-        if not np.isfinite(float(term)):
-            raise NonFiniteError(f"{where}: loss term {name!r} is {float(term)}; {advice}")
-    if np.isfinite(global_norm(result.grads)):
-        return
-    for name, grad in result.grads.items():
-        # The sum of squares overflows before a gradient does: look at the entries.
-        if not bool(namespace(grad).isfinite(grad).all()):
-            raise NonFiniteError(
-                f"{where}: the gradient of {name!r} holds NaN or infinity; {advice}"
-            )

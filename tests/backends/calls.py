@@ -169,7 +169,7 @@ def _conversions(rng: np.random.Generator) -> Iterator[Call]:
 
 
 def _in_c_order(x: Arrays, move: Move) -> Array:
-    return move(np.array(x, order="C"))
+    return move(np.array(x, order="C", subok=True))
 
 
 def _channels_last(x: Arrays, move: Move) -> Array:

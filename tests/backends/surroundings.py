@@ -6,11 +6,15 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from unittest import mock
 
-__all__ = ["surroundings"]
+__all__ = ["STRICT", "surroundings"]
 
-Surroundings = dict[str, Callable[[], AbstractContextManager[None]]]
+STRICT = "strict"
+"""Surroundings without the algorithms for which a backend states error factors of its own."""
+
+Surroundings = dict[str, Callable[[], AbstractContextManager[Any]]]
 
 
 def surroundings(backend: str) -> Surroundings:
@@ -21,7 +25,7 @@ def surroundings(backend: str) -> Surroundings:
 @contextmanager
 def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
     """Share the smallest work among three threads, and hand out memory full of NaN."""
-    buffers, team = (importlib.import_module(f"refkd_numba.{n}") for n in ("buffers", "team"))
+    buffers = importlib.import_module("refkd_numba.buffers")
     take = buffers._Pool.take
 
     def poisoned(pool, size):
@@ -29,19 +33,14 @@ def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
         memory.fill(0xFF)  # of floats NaN, of integers −1
         return memory, offset
 
-    def always(function, *arguments, worth=True):
-        team.share(function, *arguments)
-
     patches = [
-        mock.patch.object(team, "worker_threads", lambda: 3),
         mock.patch.object(buffers, "_SMALL", 0),
         mock.patch.object(buffers._Pool, "take", poisoned),
-        *(
-            mock.patch.object(module, "share", always)
-            for name, module in list(sys.modules.items())
-            if name.startswith("refkd_numba.") and module is not team and hasattr(module, "share")
-        ),
     ]
+    for module in [m for name, m in sys.modules.items() if name.startswith("refkd_numba")]:
+        for name, value in {"worker_threads": lambda: 3, "_WORTH": -1}.items():
+            if hasattr(module, name):
+                patches.append(mock.patch.object(module, name, value))
     for patch in patches:
         patch.start()
     try:
@@ -51,6 +50,14 @@ def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
             patch.stop()
 
 
+def _numba_without_winograd() -> AbstractContextManager[Any]:
+    settings = importlib.import_module("refkd_numba.settings")
+    return mock.patch.object(settings, "winograd", False)
+
+
 _OF_BACKENDS: dict[str, Surroundings] = {
-    "numba": {"three threads, poisoned memory": _numba_with_three_threads_and_poisoned_memory},
+    "numba": {
+        "three threads, poisoned memory": _numba_with_three_threads_and_poisoned_memory,
+        STRICT: _numba_without_winograd,
+    },
 }

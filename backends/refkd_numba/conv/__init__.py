@@ -25,7 +25,16 @@ from refkd_numba.layout import as_images, channels_last
 from refkd_numba.microkernel import COLUMNS
 from refkd_numba.team import share, span
 
-__all__ = ["ERROR_FACTORS", "KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
+__all__ = [
+    "ERROR_FACTORS",
+    "KERNELS",
+    "backward_input",
+    "backward_weight",
+    "bias_gradient",
+    "forward",
+    "prepare",
+    "sizes",
+]
 
 # Multiples of the reference's float32 error that Winograd's algorithm may be off by.
 ERROR_FACTORS = {
@@ -149,27 +158,48 @@ class _Steps(NamedTuple):
     dilation_w: int
 
 
+class Packed(NamedTuple):
+    """A weight as an algorithm reads it, and whether all of it is finite."""
+
+    panels: NDArray[Any]
+    finite: bool
+
+
+def prepare(weight: Array, g: ConvSizes) -> Packed:
+    """Return ``weight`` packed for the algorithm that serves ``g``."""
+    if _is_depthwise(g):
+        return Packed(np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)), True)
+    if _is_winograd(g):
+        return _winograd_panels(weight, flipped=False)
+    return _panels(weight, g.groups, flipped=False)
+
+
 def forward(
-    x: Array, weight: Array, bias: Array | None, g: ConvSizes, *, relu: bool = False
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    g: ConvSizes,
+    *,
+    relu: bool = False,
+    prepared: Packed | None = None,
 ) -> NDArray[Any]:
-    """Return y (N, K, P, Q), or max(y, 0)."""
+    """Return y (N, K, P, Q), or max(y, 0).
+
+    ``prepared`` is what :func:`prepare` made of the weight, which then is not looked at.
+    """
     source = channels_last(x)
     y = empty((g.batch, *g.output_size, g.outputs))
     vector = _NO_BIAS if bias is None else np.ascontiguousarray(bias)
+    packed = prepare(weight, g) if prepared is None else prepared
     if _is_depthwise(g):
         of_channel = np.zeros(g.outputs, np.float32) if bias is None else vector
         share(
-            depthwise.forward, source, _tap_major(weight), of_channel, y, *_steps(g),
-            worth=_is_worth(g),
-        )  # fmt: skip
-        if relu:
-            np.maximum(y, 0, out=y)
+            depthwise.forward, source, packed.panels, of_channel, y, *_steps(g), relu, worth=_is_worth(g)
+        )
     elif _is_winograd(g):
-        panels = _winograd_panels(weight, flipped=False)
-        _winograd(source, panels, vector, y, g.padding, relu)
+        _winograd(source, packed, vector, y, g.padding, relu)
     else:
-        panels = _panels(weight, g.groups, flipped=False)
-        _direct(source, panels, vector, y, _steps(g), relu, worth=_is_worth(g))
+        _direct(source, packed, vector, y, _steps(g), relu, worth=_is_worth(g))
     return as_images(y)
 
 
@@ -178,7 +208,7 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
     dx = empty((g.batch, *g.input_size, g.inputs))
     steps = _steps(g)
     if _is_depthwise(g):
-        share(depthwise.backward_input, dy, _tap_major(weight), dx, *steps, worth=_is_worth(g))
+        share(depthwise.backward_input, dy, prepare(weight, g).panels, dx, *steps, worth=_is_worth(g))
     elif g.stride != (1, 1):
         grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
         block = strided.block_rows(*g.output_size, g.taps)
@@ -193,12 +223,12 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
             d * (k - 1) - z for d, k, z in zip(g.dilation, g.kernel_size, g.padding, strict=True)
         )
         if _is_winograd(g):
-            panels = _winograd_panels(weight, flipped=True)
-            _winograd(dy, panels, _NO_BIAS, dx, padding, False)
+            packed = _winograd_panels(weight, flipped=True)
+            _winograd(dy, packed, _NO_BIAS, dx, padding, False)
         else:
-            panels = _panels(weight, g.groups, flipped=True)
+            packed = _panels(weight, g.groups, flipped=True)
             adjoint = steps._replace(pad_h=padding[0], pad_w=padding[1])
-            _direct(dy, panels, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
+            _direct(dy, packed, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
     return as_images(dx)
 
 
@@ -240,9 +270,10 @@ def bias_gradient(dy: NDArray[Any]) -> NDArray[Any]:
 
 
 def _direct(
-    x: NDArray[Any], panels: NDArray[Any], bias: NDArray[Any], y: NDArray[Any], steps: _Steps,
+    x: NDArray[Any], packed: Packed, bias: NDArray[Any], y: NDArray[Any], steps: _Steps,
     relu: bool, *, worth: bool,
 ) -> None:  # fmt: skip
+    panels = packed.panels
     kernel = panels.shape[2:4]
     if kernel == (1, 1) and steps[:4] == (1, 1, 0, 0):
         x, y = _as_rows(x), _as_rows(y)
@@ -252,15 +283,16 @@ def _direct(
     scratch = _input_rows(threads, block, x.shape[2], inputs, kernel, steps)
     tails = empty((threads, block * y.shape[2], COLUMNS))
     share(
-        direct.forward, x, panels, bias, y, groups, *steps, block, relu, scratch, tails,
+        direct.forward, x, panels, bias, y, groups, *steps, block, relu, packed.finite, scratch, tails,
         worth=worth,
     )  # fmt: skip
 
 
 def _winograd(
-    x: NDArray[Any], panels: NDArray[Any], bias: NDArray[Any], y: NDArray[Any],
+    x: NDArray[Any], packed: Packed, bias: NDArray[Any], y: NDArray[Any],
     padding: tuple[int, ...], relu: bool,
 ) -> None:  # fmt: skip
+    panels = packed.panels
     padded = panels.shape[1] * COLUMNS
     block = winograd.tiles_at_a_time(max(x.shape[3], padded))
     threads = worker_threads()
@@ -283,15 +315,15 @@ def _winograd_weight(
     share(winograd.weight_gradient, sums, dweight)
 
 
-def _panels(weight: Array, groups: int, *, flipped: bool) -> NDArray[Any]:
+def _panels(weight: Array, groups: int, *, flipped: bool) -> Packed:
     outputs, inputs, *taps = weight.shape
     inputs, outputs = (outputs // groups, inputs) if flipped else (inputs, outputs // groups)
     panels = empty((groups, -(-outputs // COLUMNS), *taps, inputs, COLUMNS))
-    direct.pack(np.ascontiguousarray(weight), panels, groups, flipped)
-    return panels
+    finite = direct.pack(np.ascontiguousarray(weight), panels, groups, flipped)
+    return Packed(panels, finite)
 
 
-def _winograd_panels(weight: Array, *, flipped: bool) -> NDArray[Any]:
+def _winograd_panels(weight: Array, *, flipped: bool) -> Packed:
     outputs, inputs = weight.shape[:2]
     inputs, outputs = (outputs, inputs) if flipped else (inputs, outputs)
     panels = empty((winograd.POINTS, -(-outputs // COLUMNS), inputs, COLUMNS))
@@ -299,7 +331,7 @@ def _winograd_panels(weight: Array, *, flipped: bool) -> NDArray[Any]:
         winograd.transform_weight, np.ascontiguousarray(weight), panels, flipped,
         worth=weight.size > 1 << 14,
     )  # fmt: skip
-    return panels
+    return Packed(panels, True)
 
 
 def _input_rows(
@@ -319,10 +351,6 @@ def _as_rows(x: NDArray[Any]) -> NDArray[Any]:
 
 
 _ROW_PIXELS = 256
-
-
-def _tap_major(weight: Array) -> NDArray[Any]:
-    return np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1))
 
 
 def _steps(g: ConvSizes) -> _Steps:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from refkd_numba.compile import compiled, device
+from refkd_numba.compile import compiled
+from refkd_numba.conv.windows import inside
 
 __all__ = ["backward_input", "backward_weight", "forward"]
 
 
-@device(inline=True)
-def inside(count, step, shift, size):
-    """Return the range of o < count for which o·step + shift lies in [0, size)."""
-    first = max(0, -(shift // step))
-    last = min(count - 1, (size - 1 - shift) // step)
-    return first, max(first, last + 1)
-
-
 @compiled
 def forward(
-    x, weight, bias, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, thread, threads
-):
-    """Write y (N, P, Q, C) of x (N, H, W, C) and weight (kH, kW, C)."""
+    x, weight, bias, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, relu,
+    thread, threads,
+):  # fmt: skip
+    """Write y (N, P, Q, C) of x (N, H, W, C) and weight (kH, kW, C); ``relu`` clips it."""
     height, width, rows, columns = x.shape[1], x.shape[2], y.shape[1], y.shape[2]
     for unit in range(thread, y.shape[0] * rows, threads):
         n = unit // rows
@@ -39,6 +33,11 @@ def forward(
                     target, source, tap = y[n, p, q], x[n, h, q * stride_w + shift], weight[i, j]
                     for c in range(target.size):
                         target[c] += source[c] * tap[c]
+        if relu:
+            for q in range(columns):
+                target = y[n, p, q]
+                for c in range(target.size):
+                    target[c] = np.float32(0) if target[c] <= 0 else target[c]
 
 
 @compiled

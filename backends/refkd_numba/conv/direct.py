@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from refkd_numba.compile import compiled, device
+from refkd_numba.conv.windows import taps_inside
 from refkd_numba.microkernel import COLUMNS, tile
 
 __all__ = ["backward_weight", "block_of_gradient", "forward", "pack", "rows_at_a_time"]
@@ -35,8 +36,9 @@ def pack(weight, panels, groups, flipped):
     """Pack (K, C/g, kH, kW) into panels (g, ⌈K/g / COLUMNS⌉, kH, kW, C/g, COLUMNS).
 
     ``flipped`` packs the weight of the adjoint: taps in reverse, filters and channels of each
-    group exchanged.
+    group exchanged. Returns whether all entries are finite.
     """
+    finite = True
     height, width = weight.shape[2], weight.shape[3]
     inputs, outputs = panels.shape[4], weight.shape[0] // groups
     if flipped:
@@ -54,7 +56,9 @@ def pack(weight, panels, groups, flipped):
                                     value = weight[g * inputs + c, k, height - 1 - i, width - 1 - j]
                                 else:
                                     value = weight[g * outputs + k, c, i, j]
+                                finite = finite and np.isfinite(value)
                             panels[g, panel, i, j, c, lane] = value
+    return finite
 
 
 @device
@@ -80,11 +84,12 @@ def copy_rows(x, n, top, left, first, channels, rows):
 @compiled
 def forward(
     x, panels, bias, y, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    block, relu, scratch, tails, thread, threads,
+    block, relu, skip, scratch, tails, thread, threads,
 ):  # fmt: skip
     """Write y (N, P, Q, K) of x (N, H, W, C); ``relu`` clips what is below 0.
 
-    ``scratch`` has the input rows of a block for each thread, ``tails`` a block of outputs of
+    With ``skip``, taps that see nothing but the padding above or below are left out; where a
+    weight is not finite they must not be, since 0 times infinity is NaN. ``scratch`` has the input rows of a block for each thread, ``tails`` a block of outputs of
     one panel. ``bias`` may be empty.
     """
     batch, height, width, all_inputs = x.shape
@@ -123,7 +128,7 @@ def forward(
                 b0 = panels[g, panel].ctypes.data
                 panel_rows(
                     a0, pitch, stride_h, stride_w, dilation_h, tap, inputs, run, b0, kernel_h,
-                    kernel_w, c0, c_row, count, out_columns,
+                    kernel_w, c0, c_row, count, out_columns, p0 * stride_h - pad_h, height, skip,
                 )  # fmt: skip
                 if lanes < COLUMNS:
                     for q in range(count * out_columns):
@@ -137,33 +142,37 @@ def forward(
 @device
 def panel_rows(
     a0, pitch, stride_h, stride_w, dilation_h, tap, inputs, run, b0, kernel_h, kernel_w,
-    c0, c_row, count, out_columns,
+    c0, c_row, count, out_columns, top, height, skip,
 ):  # fmt: skip
-    """Convolve ``count`` output rows with one panel, some taps at a time."""
+    """Convolve ``count`` output rows with one panel, some taps at a time.
+
+    The first row sees input rows from ``top`` on.
+    """
     a_row, a_jump = _F * stride_w * inputs, _F * dilation_h * pitch
-    panel_row = kernel_w * inputs
-    if run == panel_row and kernel_h * run <= _PANEL_STEPS:
+    b_jump = _F * COLUMNS * kernel_w * inputs
+    if run == kernel_w * inputs and kernel_h * run <= _PANEL_STEPS:
         for p in range(count):
+            first, end = taps_inside(top + p * stride_h, kernel_h, dilation_h, height, skip)
             tile(
-                out_columns, a0 + _F * p * stride_h * pitch, a_row, _F, a_jump,
-                b0, _F * COLUMNS, _F * COLUMNS * run, kernel_h, run,
+                out_columns, a0 + _F * p * stride_h * pitch + first * a_jump, a_row, _F, a_jump,
+                b0 + first * b_jump, _F * COLUMNS, b_jump, end - first, run,
                 c0 + p * out_columns * c_row, c_row, 0,
             )  # fmt: skip
         return
-    add = 0
     for i in range(kernel_h):
-        for j in range(panel_row // run):
+        for j in range(kernel_w * inputs // run):
             for t in range(0, run, _PANEL_STEPS):
                 steps = min(_PANEL_STEPS, run - t)
-                b = b0 + _F * COLUMNS * ((i * kernel_w + j) * inputs + t)
+                b = b0 + i * b_jump + _F * COLUMNS * (j * inputs + t)
                 a = a0 + i * a_jump + _F * (j * tap + t)
                 for p in range(count):
-                    tile(
-                        out_columns, a + _F * p * stride_h * pitch, a_row, _F, 0,
-                        b, _F * COLUMNS, 0, 1, steps,
-                        c0 + p * out_columns * c_row, c_row, add,
-                    )  # fmt: skip
-                add = 1
+                    first, end = taps_inside(top + p * stride_h, kernel_h, dilation_h, height, skip)
+                    if first <= i < end:
+                        tile(
+                            out_columns, a + _F * p * stride_h * pitch, a_row, _F, 0,
+                            b, _F * COLUMNS, 0, 1, steps,
+                            c0 + p * out_columns * c_row, c_row, i - first + j + t,
+                        )  # fmt: skip
 
 
 @device
@@ -199,7 +208,7 @@ def backward_weight(
     rows, panel, mine = scratch[thread], columns[thread], sums[thread]
     run = inputs if dilation_w > 1 else kernel_w * inputs
     blocks = (out_rows + block - 1) // block
-    add = 0
+    mine[:] = np.float32(0)
     for unit in range(thread, batch * blocks, threads):
         n = unit // blocks
         p0 = (unit - n * blocks) * block
@@ -221,11 +230,8 @@ def backward_weight(
                             _F, _F * stride_w * inputs, _F * stride_h * pitch,
                             panel.ctypes.data, _F * COLUMNS, _F * COLUMNS * out_columns,
                             count, out_columns,
-                            mine[g, i, j].ctypes.data + _F * k0, _F * padded, add,
+                            mine[g, i, j].ctypes.data + _F * k0, _F * padded, 1,
                         )  # fmt: skip
-        add = 1
-    if add == 0:
-        mine[:] = np.float32(0)
 
 
 @device

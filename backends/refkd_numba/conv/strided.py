@@ -10,7 +10,7 @@ import numpy as np
 
 from refkd_numba.blas import sgemm
 from refkd_numba.compile import compiled
-from refkd_numba.conv.depthwise import inside
+from refkd_numba.conv.windows import inside
 
 __all__ = ["backward_input", "block_rows"]
 

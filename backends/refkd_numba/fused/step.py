@@ -1,0 +1,79 @@
+"""Training steps of convolutional networks: the kernels, on rewritten networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refkd.dispatch import Array
+from refkd.distill import Batch, LogitDistillation, Objective, Optimizer, Supervised
+from refkd.nn import Conv2d
+from refkd.nn.layer import Arrays, Layer
+from refkd.train.step import EagerStep
+from refkd_numba.fused.network import fuse, parts
+from refkd_numba.fused.units import Prepared
+
+__all__ = ["FusedStep", "compile_step"]
+
+
+@dataclass(frozen=True)
+class FusedStep:
+    """A step on rewritten networks in float32, on the given ones otherwise.
+
+    Attributes
+    ----------
+    given, fused : EagerStep
+    """
+
+    given: EagerStep
+    fused: EagerStep
+
+    def __call__(
+        self,
+        params: Mapping[str, Array],
+        state: Mapping[str, Array],
+        optimizer_state: Mapping[str, Array],
+        batch: Batch,
+        rng: np.random.Generator,
+        *,
+        lr: float,
+        where: str,
+    ) -> tuple[dict[str, float], Arrays]:
+        """See :class:`refkd.train.step.TrainingStep`."""
+        arrays = (batch.images, *params.values())
+        single = all(type(a) is np.ndarray and a.dtype == np.float32 for a in arrays)
+        step = self.fused if single and batch.images.ndim == 4 else self.given
+        return step(params, state, optimizer_state, batch, rng, lr=lr, where=where)
+
+
+def compile_step(objective: Objective, optimizer: Optimizer) -> FusedStep | None:
+    """Return a step for an objective on networks of convolutions, None for others."""
+    if not any(isinstance(layer, Conv2d) for layer in _layers(objective)):
+        return None
+    if type(objective) is Supervised:
+        fused: Objective = dataclasses.replace(objective, network=fuse(objective.network))
+    elif type(objective) is LogitDistillation:
+        fused = dataclasses.replace(
+            objective, student=fuse(objective.student), teacher=_fused_teacher(objective)
+        )
+    else:
+        return None
+    return FusedStep(EagerStep(objective, optimizer), EagerStep(fused, optimizer))
+
+
+def _fused_teacher(objective: LogitDistillation) -> Layer | None:
+    if objective.teacher is None or objective.exact:
+        return objective.teacher  # exactly what is stored of it, which other code computes
+    return fuse(objective.teacher, Prepared() if objective.teacher_mode == "eval" else None)
+
+
+def _layers(objective: Objective) -> Iterator[Any]:
+    waiting: list[Any] = list(objective.networks.values())
+    while waiting:
+        layer = waiting.pop()
+        yield layer
+        waiting += parts(layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +16,22 @@ __all__ = ["backend"]
 _OLDEST_NUMBA = (0, 61)
 _MODULES = (
     "activation",
+    "batch_norm",
     "conv",
     "cross_entropy",
     "dropout",
+    "group_norm",
     "kd",
     "kl",
+    "layer_norm",
+    "linear",
     "pixels",
     "regression",
     "softmax",
     "update",
 )
+
+_STEPS = ("mlp",)
 
 
 def _reason_against() -> str | None:
@@ -46,6 +53,15 @@ def _reason_against() -> str | None:
     return None
 
 
+def _compile_step(objective: Any, optimizer: Any) -> Any:
+    for name in _STEPS:
+        module = importlib.import_module(f"refkd_numba.{name}")
+        step = module.compile_step(objective, optimizer)
+        if step is not None:
+            return step
+    return None
+
+
 def _backend() -> Backend:
     reason = _reason_against()
     kernels, error_factors = {}, {}
@@ -61,6 +77,7 @@ def _backend() -> Backend:
         to_numpy=np.asarray,
         synchronize=lambda: None,
         kernels=kernels,
+        compile_step=_compile_step if reason is None else None,
         error_factors=error_factors,
         blas_threads=1,  # in each thread of a team
         unavailable_reason=reason,

@@ -1,15 +1,17 @@
 """Memory for results, used again once nobody refers to it.
 
 A fresh array of some megabytes costs as much as the kernel that fills it: the system
-clears every page. A block here is handed out as a view, and counts as free when its
-reference count says that no view is left; so an array that somebody holds, or a view of
-it, or a view of that, is never overwritten.
+clears every page. So what is handed out here comes back when the array, all views of it,
+and all that shares its memory are gone; nothing that somebody holds is ever overwritten.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,26 +22,20 @@ __all__ = ["empty", "empty_images", "empty_like"]
 _ALIGNMENT = 64
 _SMALL = 1 << 14  # bytes; malloc serves these from memory it already has
 _KEEP = 4096  # requests for which a block waits to be used again
-# Without the GIL a reference count is no more than a guess about other threads.
-_RECYCLES = getattr(sys, "_is_gil_enabled", lambda: True)()
-
-_Lease = tuple[NDArray[np.uint8], int]  # memory, and the offset of its first aligned byte
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return an array in C order, whose contents are arbitrary."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size < _SMALL or not _RECYCLES:
-        return np.empty(shape, dtype)
-    memory, offset = _pool.take(size)
-    return np.ndarray(shape, dtype, memory, offset)
+    return np.empty(shape, dtype) if size < _SMALL else _pool.lend(shape, dtype, size)
 
 
 def empty_images(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return an array (N, C, ...) whose memory holds the channels last."""
     batch, channels, *space = shape
-    return np.moveaxis(empty((batch, *space, channels), dtype), -1, 1)
+    axes = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    return empty((batch, *space, channels), dtype).transpose(axes)
 
 
 def empty_like(x: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
@@ -51,52 +47,79 @@ def empty_like(x: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
     return empty(tuple(x.shape[a] for a in order), dtype).transpose(np.argsort(order))
 
 
-class _Pool:
-    """Blocks by size.
+class _Memory(np.ndarray[Any, Any]):
+    """Memory that arrays are lent.
 
-    There is no lock, which a fork, a signal or the garbage collector could find taken:
-    of two that refer to a block and look then, none or one finds it free.
+    A view refers to the owner of its memory rather than to the view that it was made of,
+    but only where both are of one type. This is another: so all views, however made,
+    refer to the array that was lent, which therefore lives as long as any of them.
     """
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, list[_Block]] = {}
-        self.requests = 0
-
-    def take(self, size: int) -> _Lease:
-        self.requests += 1
-        if self.requests % _KEEP == 0:
-            self._drop(self.requests - _KEEP)
-        step = 1 << max(size.bit_length() - 4, 0)
-        size = -(-size // step) * step  # sizes that differ by less than a sixteenth share blocks
-        blocks = self.blocks.setdefault(size, [])
-        for block in blocks:
-            if (lease := block.lease()) is not None:
-                block.last_request = self.requests
-                return lease
-        block = _Block(size, self.requests)
-        lease = block.memory, block.offset  # before another thread can see the block
-        blocks.append(block)
-        return lease
-
-    def _drop(self, before: int) -> None:
-        for blocks in list(self.blocks.values()):
-            blocks[:] = [block for block in blocks if block.last_request >= before]
 
 
 class _Block:
-    __slots__ = ("last_request", "memory", "offset")
+    __slots__ = ("lease", "memory", "offset", "returned", "size")
 
-    def __init__(self, size: int, request: int) -> None:
-        # A view's base is the array that owns the memory: that is whose references count.
-        self.memory = np.empty(size + _ALIGNMENT, np.uint8)
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.memory = _Memory(size + _ALIGNMENT, np.uint8)
         self.offset = -self.memory.ctypes.data % _ALIGNMENT
-        self.last_request = request
-
-    def lease(self) -> _Lease | None:
-        """Return the memory where nobody else refers to it."""
-        lease = self.memory, self.offset
-        return lease if sys.getrefcount(self.memory) == _REFERENCES_WHEN_FREE else None
+        self.lease: _Lease | None = None
+        self.returned = 0  # in which request
 
 
-_REFERENCES_WHEN_FREE = 3  # this object's, the lease's, and the argument of getrefcount
+class _Lease(weakref.ref[Any]):
+    """A reference to the array that was lent; it says when that is gone."""
+
+    __slots__ = ("block",)
+    block: _Block
+
+
+class _Pool:
+    """Blocks that are lent and blocks that are free, by size.
+
+    Threads, signal handlers and finalisers may all lend at any point: every step on what
+    they share is one operation of a deque or a set, and none waits for another.
+    """
+
+    def __init__(self) -> None:
+        self.free: dict[int, deque[_Block]] = {}  # the one returned last is taken first
+        self.lent: set[_Block] = set()
+        self.requests = 0
+
+    def lend(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+        self.requests += 1
+        if self.requests % _KEEP == 0:
+            self._drop_unused()
+        step = 1 << max(size.bit_length() - 4, 0)
+        size = -(-size // step) * step  # a few sizes, of which little is wasted
+        try:
+            block = self.free[size].pop()
+        except (KeyError, IndexError):
+            self.free.setdefault(size, deque())
+            block = _Block(size)
+        array: NDArray[Any] = np.ndarray(shape, dtype, block.memory, block.offset)
+        block.lease = lease = _Lease(array, self._take_back)
+        lease.block = block
+        self.lent.add(block)
+        return array
+
+    def _take_back(
+        self, lease: _Lease, references: Callable[[object], int] = sys.getrefcount
+    ) -> None:
+        # At exit too, when no global name is left.
+        block = lease.block
+        self.lent.discard(block)
+        block.lease = None
+        # The block's, that of the array that is going, and the argument; or else of somebody
+        # who took the array's base.
+        if references(block.memory) == 3:
+            block.returned = self.requests
+            self.free[block.size].append(block)
+
+    def _drop_unused(self) -> None:
+        for free in list(self.free.values()):
+            while free and free[0].returned < self.requests - _KEEP:
+                free.popleft()
+
+
 _pool = _Pool()

@@ -169,7 +169,7 @@ def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threa
             if dp.size:
                 _kl_slope(p[here], log_p[at], log_q[at], factor, dp[at])
             if dq.size:
-                _scaled_difference(dq[at], p[here], factor, dq[at])
+                _scaled_difference(dq[at], p[here], factor)
 
 
 @compiled
@@ -214,10 +214,10 @@ def _centred(p, log_p, log_q, mean, scale):
 
 
 @device
-def _scaled_difference(q, p, scale, dq):
-    """Write (q − p) · scale, of one row."""
+def _scaled_difference(q, p, scale):
+    """Write (q − p) · scale into q, a row."""
     for i in range(q.size):
-        dq[i] = _difference_times(q[i], p[i], scale)
+        q[i] = _difference_times(q[i], p[i], scale)
 
 
 @elementwise

@@ -10,11 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refkd.dispatch import Array
 from refkd.threads import worker_threads
-
 from refkd_numba.blas import sgemm
 from refkd_numba.buffers import empty
 from refkd_numba.compile import compiled, device
@@ -64,9 +62,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None) -> Any:
 
 
 def linear_backward(dy: Array, x: Array, weight: Array, *, need_dx: bool = True) -> Any:
-    if not (
-        _fit(x, weight) and _is_float32(dy) and dy.shape == (*x.shape[:-1], weight.shape[0])
-    ):
+    if not (_fit(x, weight) and _is_float32(dy) and dy.shape == (*x.shape[:-1], weight.shape[0])):
         return NotImplemented
     outputs, inputs = weight.shape
     gradient, examples = rows(dy), rows(x)
@@ -113,7 +109,7 @@ def _threads(examples: int, inputs: int, outputs: int) -> int:
 
 @compiled
 def _forward_few(x, weight, bias, y, packed, sums, thread, threads):
-    """y (N, M) = x (N, K) Wᵀ + b; a thread has some of the outputs."""
+    """Write y = x Wᵀ + b; a thread has some of the outputs."""
     count, inputs = x.shape
     outputs = weight.shape[0]
     begin, end = part(outputs, thread, threads)
@@ -130,7 +126,7 @@ def _forward_few(x, weight, bias, y, packed, sums, thread, threads):
 
 @compiled
 def _forward_many(x, weight, bias, y, packed, tails, thread, threads):
-    """y (N, M) = x (N, K) Wᵀ + b; a thread has some of the rows."""
+    """Write y = x Wᵀ + b; a thread has some of the rows."""
     count, inputs = x.shape
     outputs = weight.shape[0]
     begin, end = part(count, thread, threads)
@@ -156,7 +152,7 @@ def _forward_many(x, weight, bias, y, packed, tails, thread, threads):
 
 @compiled
 def _backward(dy, x, weight, dx, dweight, dbias, few, packed, sums, thread, threads):
-    """dx = dy W if it is not empty, dW = dyᵀ x, db = Σ_n dy; a thread has a part of each."""
+    """Write dx = dy W if it is not empty, dW = dyᵀ x, db = Σ_n dy; a thread has a part of each."""
     count, outputs = dy.shape
     inputs = x.shape[1]
     panels, c = packed[thread].ctypes.data, sums[thread].ctypes.data

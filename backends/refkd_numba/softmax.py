@@ -119,7 +119,8 @@ def rows_at_a_time(classes):
 def softmax(x, y, classes, scale):
     """Write softmax(scale · x) of each row of a block."""
     shift(x, y, classes, scale)
-    nonpositive_exponentials(y, y)
+    for i in range(y.size):  # in place; two names of one array would not vectorise
+        y[i] = exp_nonpositive(y[i])
     for first in range(0, y.size, classes):
         normalize(y[first : first + classes])
 
@@ -128,7 +129,8 @@ def softmax(x, y, classes, scale):
 def both_softmaxes(x, log_q, q, classes, scale):
     """Write log softmax(scale · x) and softmax(scale · x) of each row of a block."""
     shift(x, log_q, classes, scale)
-    nonpositive_exponentials(log_q, q)
+    for i in range(q.size):
+        q[i] = exp_nonpositive(log_q[i])
     for first in range(0, log_q.size, classes):
         row, exponential = log_q[first : first + classes], q[first : first + classes]
         log_sum = log(np.float32(normalize(exponential)))
@@ -159,13 +161,6 @@ def exponentials(x, y):
     """Write exp(x)."""
     for i in range(x.size):
         y[i] = exp(x[i])
-
-
-@device
-def nonpositive_exponentials(x, y):
-    """Write exp(x) for x <= 0."""
-    for i in range(x.size):
-        y[i] = exp_nonpositive(x[i])
 
 
 @device

@@ -56,7 +56,9 @@ def adam_update(
 ) -> Any:
     arrays = (param, grad, exp_avg, exp_avg_sq)
     if not (
-        _fit(arrays, written=(0, 2, 3)) and _are_numbers(step, lr, beta1, beta2, eps, weight_decay)
+        _fit(arrays, written=(0, 2, 3))
+        and _are_numbers(step, lr, eps, weight_decay)
+        and _are_fractions(beta1, beta2)
     ):
         return NotImplemented
     # As in the reference, both bias corrections are folded into two numbers.
@@ -72,7 +74,7 @@ def adam_update(
 
 
 def ema_update(average: Array, value: Array, *, decay: float) -> Any:
-    if not (_fit((average, value), written=(0,)) and _are_numbers(decay)):
+    if not (_fit((average, value), written=(0,)) and _are_fractions(decay)):
         return NotImplemented
     share(
         _ema, flat(average), flat(value), float(decay), float(1 - decay),
@@ -94,6 +96,10 @@ def _fit(arrays: tuple[Array, ...], written: tuple[int, ...]) -> bool:
 
 def _are_numbers(*values: Any) -> bool:
     return all(map(is_number, values))
+
+
+def _are_fractions(*values: Any) -> bool:
+    return all(is_number(value) and 0 <= value <= 1 for value in values)
 
 
 @compiled

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.workloads import googlenet, kernels, mlp, vgg
+from bench.workloads import googlenet, kernel_families, mlp, vgg
+from bench.workloads.kernels import Kernel
 
 __all__ = ["KERNELS", "WORKLOADS", "module_of"]
 
 WORKLOADS: Mapping[str, Any] = {
     w.name: w for w in (*mlp.WORKLOADS, *vgg.WORKLOADS, *googlenet.WORKLOADS)
 }
-KERNELS: Mapping[str, kernels.ConvKernel] = {k.name: k for k in kernels.KERNELS}
+KERNELS: Mapping[str, Kernel] = {k.name: k for k in kernel_families.KERNELS}
 
 
 def module_of(workload: str, side: str) -> str:

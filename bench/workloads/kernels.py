@@ -1,7 +1,8 @@
-"""The kernels that are measured alone: shapes, arrays, and how a call is timed.
+"""What a kernel is that is measured alone, its arrays, and how a call is timed.
 
 A call's arrays come from a ring of copies that together exceed the last-level cache, so
-that neither side finds its inputs in the cache because it has just read them.
+that neither side finds its inputs in the cache because it has just read them. Which
+kernels there are is in :mod:`bench.workloads.kernel_families`.
 """
 
 from __future__ import annotations
@@ -9,94 +10,119 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DIRECTIONS", "KERNELS", "LAYOUTS", "ConvKernel", "RingSide"]
+__all__ = ["LAYOUTS", "Call", "Kernel", "RingSide"]
 
-DIRECTIONS = ("forward", "backward_input", "backward_weight")
 LAYOUTS = ("contiguous", "channels_last")
 _RING_BYTES = 1 << 27
 _POISONED_BLOCKS = 4
+_INTEGERS = ("indices", "labels")
+_CLASSES = 10  # that the labels are of; all logits here have at least as many
+
+Arrays = dict[str, NDArray[Any]]
+Call = Callable[[], Any]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class ConvKernel:
-    """One direction of a square two-dimensional convolution, with padding (R − 1)//2.
+class Kernel:
+    """One kernel of refkd on arrays of given shapes.
+
+    Arrays have the names of the parameters of refkd's kernel; those of its results are
+    what other kernels' parameters call them. A cotangent ``dx`` has the shape of ``x``.
 
     Attributes
     ----------
-    direction : {"forward", "backward_input", "backward_weight"}
-    batch, channels, size : int
-        N, C and H = W of the input.
-    filters, kernel_size, stride : int
-        K, R = S and the step.
+    operation, direction : str
+        ``layer_norm`` and ``backward``: refkd's kernel is ``layer_norm_backward``.
+    label : str
+        What tells it from other rows of the same kernel: ``8,197,192``.
+    shapes : mapping of str to tuple of int
+        Of all arrays but the cotangents.
+    reads, writes : tuple of str
+        The arrays that a call takes, and its results, in order, or what it writes in place.
+    settings : mapping of str to object
+        The other parameters, and those of PyTorch's counterpart; each takes what it knows.
+    forward : Kernel or None
+        Whose results are among ``reads``.
+    flop : int
+        Additions and products of the direct algorithm, whatever a side computes; 0 where
+        the work is counted in bytes.
+    tolerance : float
+        Of refkd's float32 against PyTorch's float64, relative to an array's largest entry.
+        PyTorch's own float32 is up to 1.2e-5 off, where a weight's gradient is a sum of
+        100,000 products.
+    winograd_tolerance : float or None
+        The same for a backend that uses Winograd's algorithm; None where it cannot.
+    layouts : tuple of str
+        Orders of memory to try, of ``LAYOUTS``.
     """
 
+    operation: str
     direction: str
-    batch: int
-    channels: int
-    size: int
-    filters: int
-    kernel_size: int
-    stride: int
+    label: str
+    shapes: Mapping[str, Shape]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    forward: Kernel | None = None
+    flop: int = 0
+    tolerance: float = 5e-6
+    winograd_tolerance: float | None = None
+    layouts: tuple[str, ...] = LAYOUTS
 
-    # Of refkd's float32 against PyTorch's float64. PyTorch's own float32 is up to 1.2e-5 off,
-    # where a weight's gradient is a sum of 100,000 products.
-    tolerance: ClassVar[float] = 5e-6
+    @property
+    def kernel(self) -> str:
+        """Name of refkd's kernel."""
+        return f"{self.operation}_{self.direction}"
 
     @property
     def name(self) -> str:
-        """The kernel and N,C,H,K,R,stride: ``conv2d_forward:64,3,32,64,3,1``."""
-        return f"conv2d_{self.direction}:{','.join(map(str, self.shape))}"
+        """Name of the row: ``layer_norm_backward:8,197,192``."""
+        return f"{self.kernel}:{self.label}"
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """N, C, H, K, R and the stride."""
-        return tuple(v for k, v in asdict(self).items() if k != "direction")
+    def nbytes(self) -> int:
+        """Bytes that must move: every array that is read, once, and every one written."""
+        return self._nbytes(self.reads) + self._nbytes(self.writes)
 
     @property
-    def padding(self) -> int:
-        """Zeros on every side of the input."""
-        return (self.kernel_size - 1) // 2
+    def drawn(self) -> tuple[str, ...]:
+        """The arrays that are drawn: what is read here or by the forward, but for its results."""
+        if self.forward is None:
+            return self.reads
+        names = dict.fromkeys((*self.forward.reads, *self.reads))
+        return tuple(name for name in names if name not in self.forward.writes)
 
-    @property
-    def output_size(self) -> int:
-        """Height and width of the output."""
-        return (self.size + 2 * self.padding - self.kernel_size) // self.stride + 1
+    def shape_of(self, name: str) -> Shape:
+        """Return the shape of an array or a cotangent."""
+        return self.shapes[name] if name in self.shapes else self.shapes[name.removeprefix("d")]
 
-    @property
-    def flop(self) -> int:
-        """2·N·K·C·R·R·P·P: the additions and products of direct convolution."""
-        window = self.channels * self.kernel_size**2
-        return 2 * self.batch * self.filters * window * self.output_size**2
-
-    def array_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of ``x``, ``weight``, ``bias`` and ``dy``."""
-        return {
-            "x": (self.batch, self.channels, self.size, self.size),
-            "weight": (self.filters, self.channels, self.kernel_size, self.kernel_size),
-            "bias": (self.filters,),
-            "dy": (self.batch, self.filters, self.output_size, self.output_size),
-        }
-
-    def ring(self, layout: str, dtype: str) -> list[dict[str, NDArray[Any]]]:
+    def ring(self, layout: str, dtype: str) -> Iterator[Arrays]:
         """Draw copies of the arrays, at least two, in one of ``LAYOUTS``: float32 values."""
         rng = np.random.default_rng(1)
-        shapes = self.array_shapes()
-        one = np.dtype(dtype).itemsize * sum(math.prod(shape) for shape in shapes.values())
-        return [
-            {name: _in_layout(_draw(rng, shape, dtype), layout) for name, shape in shapes.items()}
-            for _ in range(max(2, -(-_RING_BYTES // one)))
-        ]
+        for _ in range(max(2, -(-_RING_BYTES // self._nbytes(self.reads)))):
+            yield {
+                name: _in_layout(_draw(rng, name, self.shape_of(name), dtype), layout)
+                for name in self.drawn
+            }
+
+    def _nbytes(self, names: tuple[str, ...]) -> int:
+        itemsizes = (8 if name in _INTEGERS else 4 for name in names)
+        return sum(n * math.prod(self.shape_of(k)) for n, k in zip(itemsizes, names, strict=True))
 
 
-def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    return rng.standard_normal(shape, np.float32).astype(dtype)
+def _draw(rng: np.random.Generator, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
+    if name == "labels":
+        return rng.integers(0, _CLASSES, shape)
+    values = rng.standard_normal(shape, np.float32)
+    return np.asarray(values**2 if name == "exp_avg_sq" else values).astype(dtype)
 
 
 def _in_layout(array: NDArray[Any], layout: str) -> NDArray[Any]:
@@ -110,37 +136,43 @@ class RingSide:
 
     Parameters
     ----------
-    kernel : ConvKernel
+    kernel : Kernel
     layout : str
     make : callable
         ``make(arrays)`` returns the call on one set of arrays, without arguments.
-    to_numpy : callable
-        Of an output.
+    named : callable
+        ``named(output)`` returns what a call has returned, as NumPy arrays by name. Not
+        asked where it has returned None: then it has written in place.
     """
 
     def __init__(
         self,
-        kernel: ConvKernel,
+        kernel: Kernel,
         layout: str,
-        make: Callable[[dict[str, NDArray[Any]]], Callable[[], Any]],
-        to_numpy: Callable[[Any], NDArray[Any]] = np.asarray,
+        make: Callable[[Arrays], Call],
+        named: Callable[[Any], Arrays],
     ) -> None:
         self.kernel, self.layout = kernel, layout
-        self.make, self.to_numpy = make, to_numpy
-        self.ring: itertools.cycle[Callable[[], Any]] | None = None
+        self.make, self.named = make, named
+        self.ring: itertools.cycle[Call] | None = None
 
-    def verify(self, dtype: str) -> dict[str, NDArray[Any]]:
+    def verify(self, dtype: str) -> Arrays:
         """Return the outputs of two calls, the first looked at after the second.
 
         The heap is full of NaN before each, so that memory taken for zeros shows, and so
         does a buffer that is used again while its result is still in use.
         """
-        calls = [self.make(arrays) for arrays in self.kernel.ring(self.layout, dtype)[:2]]
+        sets = list(itertools.islice(self.kernel.ring(self.layout, dtype), 2))
+        calls = [self.make(arrays) for arrays in sets]
         outputs = []
         for call in calls:
             self._poison(dtype)
             outputs.append(call())
-        return {f"output {i}": self.to_numpy(output) for i, output in enumerate(outputs)}
+        return {
+            f"{name} {i}": value
+            for i, (arrays, output) in enumerate(zip(sets, outputs, strict=True))
+            for name, value in self._results(arrays, output).items()
+        }
 
     def run(self, steps: int) -> list[float]:
         """Return the seconds of each of ``steps`` calls."""
@@ -155,23 +187,13 @@ class RingSide:
             del output
         return seconds
 
+    def _results(self, arrays: Arrays, output: Any) -> Arrays:
+        if output is None:
+            return {name: arrays[name] for name in self.kernel.writes}
+        return self.named(output)
+
     def _poison(self, dtype: str) -> None:
-        for shape in self.kernel.array_shapes().values():
+        for name in (*self.kernel.reads, *self.kernel.writes):
+            shape = self.kernel.shape_of(name)
             blocks = [np.full(shape, np.nan, dtype) for _ in range(_POISONED_BLOCKS)]
             del blocks
-
-
-KERNELS = tuple(
-    ConvKernel(direction, *shape)
-    for shape in (
-        (64, 3, 32, 64, 3, 1),
-        (64, 64, 32, 64, 3, 1),
-        (64, 128, 16, 128, 3, 1),
-        (16, 512, 4, 512, 3, 1),
-        (8, 3, 224, 64, 7, 2),
-        (8, 192, 28, 96, 1, 1),
-        (8, 64, 56, 192, 3, 1),
-        (8, 16, 28, 32, 5, 1),
-    )
-    for direction in DIRECTIONS
-)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bench.workloads import KERNELS
-from bench.workloads.kernels import RingSide
-from refkd.dispatch import set_default_backend
-from refkd.ops.conv import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
+from bench.workloads.kernels import Call, Kernel, RingSide
+from refkd.dispatch import registered_kernels, set_default_backend
 
 __all__ = ["open_side"]
 
@@ -22,18 +22,24 @@ def open_side(workload: str, mode: str, threads: int) -> RingSide:
     if backend != "numpy":
         set_default_backend(backend)
     kernel = KERNELS[workload]
-    options = {"stride": kernel.stride, "padding": kernel.padding}
+    return RingSide(kernel, layout, partial(_make, kernel), partial(_named, kernel))
 
-    def make(arrays: dict[str, NDArray[Any]]) -> Callable[[], Any]:
-        x, weight, bias, dy = (arrays[name] for name in ("x", "weight", "bias", "dy"))
-        if kernel.direction == "forward":
-            return partial(conv2d_forward, x, weight, bias, **options)
-        if kernel.direction == "backward_input":
-            return partial(
-                conv2d_backward_input, dy, weight, input_size=(kernel.size,) * 2, **options
-            )
-        return partial(
-            conv2d_backward_weight, dy, x, kernel_size=(kernel.kernel_size,) * 2, **options
-        )
 
-    return RingSide(kernel, layout, make)
+def _make(kernel: Kernel, arrays: Mapping[str, Any]) -> Call:
+    """Return the call, after one of the forward where it reads what that returns."""
+    if not set(kernel.reads) <= set(arrays) and kernel.forward is not None:
+        arrays = {**arrays, **_named(kernel.forward, _make(kernel.forward, arrays)())}
+    call = registered_kernels()[kernel.kernel].call
+    known = {**kernel.settings, **{name: arrays[name] for name in kernel.reads}}
+    positional, by_name = [], {}
+    for name, parameter in inspect.signature(call).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            by_name |= {name: known[name]} if name in known else {}
+        else:
+            positional.append(known[name])
+    return partial(call, *positional, **by_name)
+
+
+def _named(kernel: Kernel, output: Any) -> dict[str, NDArray[Any]]:
+    outputs = output if isinstance(output, tuple) else (output,)
+    return dict(zip(kernel.writes, outputs, strict=True))

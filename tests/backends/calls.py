@@ -211,4 +211,4 @@ LAYOUTS: dict[str, Callable[[Arrays, Move], Array]] = {
     "stepped": _stepped,
     "odd address": _odd_address,
 }
-"""Functions from an array of NumPy to an equal one of a backend: fresh, laid out as the name says."""
+"""Functions from an array of NumPy to a fresh, equal one of a backend, laid out as named."""

@@ -35,20 +35,18 @@ _IMAGES = ((5, 37, 29, 31), (4, 64, 32, 32))
 
 
 def _pointwise() -> list[PairCase]:
-    pairs = {
-        **dict.fromkeys(("relu", "sigmoid", "tanh", "silu"), {}),
-        "gelu": {"approximate": "none"},
+    pairs: dict[str, list[dict[str, str]]] = {
+        **{pair: [{}] for pair in ("relu", "sigmoid", "tanh", "silu")},
+        "gelu": [{"approximate": "none"}, {"approximate": "tanh"}],
     }
-    found = [
-        PairCase(pair, f"large {shape}", normal_like(3.0, x=shape), ("x",), options=options)
-        for pair, options in pairs.items()
+    return [
+        PairCase(
+            pair, f"large {shape}, {options}", normal_like(3.0, x=shape), ("x",), options=options
+        )
+        for pair, choices in pairs.items()
+        for options in choices
         for shape in _SHAPES
-    ]
-    tanh = {"approximate": "tanh"}
-    found.append(
-        PairCase("gelu", "large, tanh", normal_like(3.0, x=_SHAPES[0]), ("x",), options=tanh)
-    )
-    return found + [dropout._case(f"large {shape}", shape, 0.4) for shape in _SHAPES]
+    ] + [dropout._case(f"large {shape}", shape, 0.4) for shape in _SHAPES]
 
 
 def _softmax() -> list[PairCase]:

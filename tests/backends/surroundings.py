@@ -26,16 +26,16 @@ def surroundings(backend: str) -> Surroundings:
 def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
     """Share the smallest work among three threads, and hand out memory full of NaN."""
     buffers = importlib.import_module("refkd_numba.buffers")
-    take = buffers._Pool.take
+    lend = buffers._Pool.lend
 
-    def poisoned(pool, size):
-        memory, offset = take(pool, size)
-        memory.fill(0xFF)  # of floats NaN, of integers −1
-        return memory, offset
+    def lend_poisoned(*arguments: Any) -> Any:
+        array = lend(*arguments)
+        array.base.fill(0xFF)  # of floats NaN, of integers −1
+        return array
 
     patches = [
         mock.patch.object(buffers, "_SMALL", 0),
-        mock.patch.object(buffers._Pool, "take", poisoned),
+        mock.patch.object(buffers._Pool, "lend", lend_poisoned),
     ]
     for module in [m for name, m in sys.modules.items() if name.startswith("refkd_numba")]:
         for name, value in {"worker_threads": lambda: 3, "_WORTH": -1}.items():

@@ -194,7 +194,9 @@ def test_arguments_are_left_as_they_are_and_outputs_are_fresh(override: Override
     for call in calls(override.kernel):
         for layout in LAYOUTS:
             moved = override.moved(call, layout)
-            outputs = [o for o in override.make(moved) if isinstance(o, override.backend.array_type)]
+            outputs = [
+                o for o in override.make(moved) if isinstance(o, override.backend.array_type)
+            ]
             if outputs and outputs[0] is next(iter(moved.arrays.values())):
                 continue  # an update
             for name, array in moved.arrays.items():

@@ -1,12 +1,14 @@
-"""Recycled memory: what anybody still refers to is never overwritten, and the rest is used again."""
+"""Recycled memory: what somebody refers to is never overwritten, and the rest is used again."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import importlib.util
+import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -45,6 +47,8 @@ def address(array: Any) -> int:
 def through_torch(array: Any) -> Any:
     import torch
 
+    if not array.flags.writeable:
+        raise ValueError("PyTorch warns of arrays that are read-only")
     return torch.from_numpy(array)
 
 
@@ -125,8 +129,9 @@ class HoldEverything(RuleBasedStateMachine):
             found = WAYS_TO_REFER[way](reference)
         except (TypeError, ValueError, BufferError, IndexError):
             return  # an array of another kind has no such view
-        if found is None:
-            return  # the base of what owns its memory
+        is_copy = isinstance(found, np.ndarray) and not np.may_share_memory(found, reference)
+        if found is None or is_copy:
+            return  # what owns its memory has no base, and one axis of a strided array is a copy
         if only:
             del self.held[index]
         if len(contents) > 1000:  # the rest has memory of its own
@@ -148,7 +153,7 @@ TestHoldEverything.settings = settings(deadline=None, max_examples=20, stateful_
 
 
 @pytest.mark.parametrize("way", WAYS_TO_REFER)
-def test_memory_is_used_again_once_nobody_refers_to_it_and_not_before(way: str) -> None:
+def test_memory_is_used_again_once_nobody_refers_to_it_and_not_before(way: str, pool: Any) -> None:
     array = buffers.empty((64, 64))
     place = address(array)
     reference = WAYS_TO_REFER[way](array)
@@ -157,7 +162,9 @@ def test_memory_is_used_again_once_nobody_refers_to_it_and_not_before(way: str) 
     assert address(other) != place
     del reference
     gc.collect()
-    assert address(buffers.empty((64, 64))) == place
+    if way != "the base":  # which is given back to the system
+        assert [len(free) for free in pool.free.values()] == [1]
+        assert address(buffers.empty((64, 64))) == place
 
 
 def test_sizes_that_differ_little_share_memory_and_others_do_not(pool: Any) -> None:
@@ -165,8 +172,8 @@ def test_sizes_that_differ_little_share_memory_and_others_do_not(pool: Any) -> N
     assert address(buffers.empty((9_990,))) == place
     assert address(buffers.empty((5_000,), "float64")) == place
     assert {address(buffers.empty((n,))) for n in (8_000, 20_000)}.isdisjoint({place})
-    waste = [pool.take(n)[0].nbytes / n for n in range(1 << 14, 1 << 17, 999)]
-    assert max(waste) < 1.135
+    waste = [buffers.empty((n,), "uint8").base.nbytes / n for n in range(1 << 14, 1 << 17, 999)]
+    assert max(waste) < 1.13
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 8, 9), (4096,), (7, 600)])
@@ -200,13 +207,22 @@ def test_a_block_that_nobody_asked_for_in_a_long_time_is_given_back(
     monkeypatch.setattr(buffers, "_KEEP", 100)
     buffers.empty((100_000,))
     long_held = buffers.empty((200_000,))
-    long_held[...] = 7
     for _ in range(300):
         buffers.empty((5_000,))
-    assert [len(blocks) for blocks in pool.blocks.values()] == [0, 0, 1]
-    for _ in range(300):
-        buffers.empty((200_000,))[...] = 0
-    assert (long_held == 7).all()
+    assert [len(free) for free in pool.free.values()] == [0, 0, 1]
+    assert len(pool.lent) == 1
+    place = address(long_held)
+    del long_held
+    assert address(buffers.empty((200_000,))) == place
+
+
+def test_what_was_returned_last_is_lent_first() -> None:
+    arrays = [buffers.empty((64, 64)) for _ in range(5)]
+    places = [address(array) for array in arrays]
+    while arrays:
+        arrays.pop()
+    arrays = [buffers.empty((64, 64)) for _ in range(5)]
+    assert [address(array) for array in arrays] == places
 
 
 def test_two_threads_never_get_the_same_memory() -> None:
@@ -216,7 +232,7 @@ def test_two_threads_never_get_the_same_memory() -> None:
         for _ in range(3_000):
             arrays = [buffers.empty((5_000,), np.int64) for _ in range(3)]
             for array in arrays:
-                array[:: 100] = own
+                array[::100] = own
             wrong.extend(own for array in arrays if not (array[::100] == own).all())
 
     interval = sys.getswitchinterval()
@@ -287,7 +303,14 @@ def test_a_finaliser_that_allocates_while_memory_is_allocated_gets_its_own() -> 
     assert all(found)
 
 
-def test_without_a_gil_nothing_is_recycled(monkeypatch: pytest.MonkeyPatch, pool: Any) -> None:
-    monkeypatch.setattr(buffers, "_RECYCLES", False)
-    assert buffers.empty((64, 64)).base is None
-    assert pool.requests == 0
+def test_an_array_that_is_there_at_exit_is_no_trouble() -> None:
+    # Modules are taken down one after another, and os, which is older, after buffers.
+    program = "import os; from refkd_numba import buffers; os.held = buffers.empty((64, 64))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

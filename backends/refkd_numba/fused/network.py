@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from refkd.nn import BatchNorm2d, Concat, Conv2d, MaxPool2d, Parallel, ReLU, Seq
 from refkd.nn.composite import backward_through
 from refkd.nn.layer import Arrays, Layer, add_prefix, check_no_taps, split_by_prefix
 
-from refkd_numba.fused.branches import FusedConcat, FusedMaxPool2d, FusedParallel
+from refkd_numba.fused.branches import FusedConcat, FusedParallel
+from refkd_numba.fused.max_pool import FusedMaxPool2d
 from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
 
 __all__ = ["FusedSequential", "fuse", "parts"]
@@ -130,7 +132,7 @@ def fuse(layer: Any, prepared: Prepared | None = None) -> Any:
     """
     if isinstance(layer, tuple):
         return tuple(fuse(item, prepared) for item in layer)
-    if not isinstance(layer, Layer) or not dataclasses.is_dataclass(layer):
+    if not _is_layer(layer):
         return layer
     values = {f.name: fuse(getattr(layer, f.name), prepared) for f in dataclasses.fields(layer)}
     if type(layer) is Sequential:
@@ -138,7 +140,7 @@ def fuse(layer: Any, prepared: Prepared | None = None) -> Any:
     for kind, fused in ((Parallel, FusedParallel), (Concat, FusedConcat)):
         if type(layer) is kind:
             return fused(**values)
-    if type(layer) is MaxPool2d:
+    if type(layer) is MaxPool2d and math.prod(layer.kernel_size) <= 256:
         return FusedMaxPool2d(**values)
     return dataclasses.replace(layer, **values)
 
@@ -147,9 +149,13 @@ def parts(layer: Any) -> list[Any]:
     """Return what a layer, or a tuple, is made of."""
     if isinstance(layer, tuple):
         return list(layer)
-    if isinstance(layer, Layer) and dataclasses.is_dataclass(layer):
+    if _is_layer(layer):
         return [getattr(layer, f.name) for f in dataclasses.fields(layer)]
     return []
+
+
+def _is_layer(value: Any) -> bool:
+    return Layer in type(value).__mro__ and dataclasses.is_dataclass(value)
 
 
 def _units(layers: tuple[tuple[str, Layer], ...], prepared: Prepared | None) -> tuple[Unit, ...]:

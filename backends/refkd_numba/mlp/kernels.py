@@ -1,0 +1,410 @@
+"""The parts of a training step of a multilayer perceptron, compiled once for all shapes.
+
+A program lists the parts: which operation on which layer. Layers are rows of a table that
+says where their arrays lie. Activations and their gradients are kept in panels of PANEL
+examples, [panel, feature, example]; what the gradient of a weight is multiplied by also in
+panels of PANEL features, [panel, example, feature]. So every product reads the weights as
+they lie, once.
+
+Before anything is written, no gradient may be found to be NaN or infinite. They are not there
+yet at that time: the update of a row follows its gradient at once, while that is in the
+cache. But by Cauchy and Schwarz no entry of dW = dyᵀ x, and no part of its sum, is larger
+than ‖dy‖ ‖x‖; where that bound is no number far from the largest, the gradients are computed
+first and looked at (:data:`KEEP`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from refkd_numba.compile import compiled, device
+from refkd_numba.cross_entropy import cross_entropy_gradient_rows, cross_entropy_rows
+from refkd_numba.kd import kd_gradient_rows, kd_rows
+from refkd_numba.linear import part
+from refkd_numba.microkernel import ROWS, tile
+from refkd_numba.products import (
+    FLOAT,
+    PANEL,
+    STEPS,
+    copy_into_panels,
+    floats,
+    panels_for,
+    product,
+    transpose_into_panels,
+)
+from refkd_numba.reduction import expected_difference, work_rows
+from refkd_numba.softmax import both_softmaxes, rows_at_a_time
+from refkd_numba.update import adam, sgd
+
+# Operations.
+PACK, FORWARD, LOSS, BACKWARD, CHECK, UPDATE = range(6)
+
+# Columns of the table of layers: sizes, then addresses, 0 for none.
+INPUTS, OUTPUTS, IS_HIDDEN, WEIGHT, BIAS, DRAWS = range(6)
+SOURCE, SOURCE_ROWS, TARGET, TARGET_ROWS, GRADIENT = range(6, 11)
+"""Panels: of the inputs, both ways, of the outputs, both ways, of the outputs' gradient."""
+WEIGHT_KEPT, BIAS_KEPT = 11, 13
+"""What the optimiser keeps of each, one or two arrays; for KEEP, where the gradient goes."""
+COLUMNS_OF_LAYERS = 15
+
+# Facts of a step: numbers of examples, layers' indices, and choices.
+EXAMPLES, CAPACITY, TRAINS, FIRST_LAYER, TEACHER = range(5)
+DISTILS, HAS_ENTROPY, OPTIMIZER, NESTEROV = range(5, 9)
+COUNT_OF_FACTS = 9
+SGD, ADAM, KEEP = range(3)
+"""Optimisers; KEEP stores the gradients and updates nothing."""
+
+# Numbers of a step: of the loss, then of the optimiser.
+ON, OFF, TEMPERATURE, HARD_WEIGHT, SOFT_WEIGHT, DIVISOR = range(6)
+LR, MOMENTUM = 6, 7  # of SGD
+BETA1, REST1, BETA2, REST2, STEP_SIZE, FLOOR = range(6, 12)  # of Adam
+DECAY, SHRINK = 12, 13
+COUNT_OF_NUMBERS = 14
+
+# Results.
+VERDICT, TOTAL, HARD, SOFT = range(4)
+COUNT_OF_RESULTS = 4
+REFUSED, DOUBTFUL, FINE = -1.0, 0.0, 1.0
+"""Verdicts: labels that are no class; something may not be finite; all is."""
+
+_LARGEST = 1e38  # of a gradient whose sum surely stays below float32's 3.4e38
+_BACKWARD_STEPS, _BACKWARD_ROWS = 128, 240  # so many entries of W at a time, for all panels
+_ZERO = np.float32(0)
+
+
+@compiled
+def run(
+    program, begin, end, layers, dropout, facts, numbers, x, labels, targets, results, norms,
+    scratch, thread, threads,
+):  # fmt: skip
+    """Run the entries ``begin`` to ``end`` of a program, (operation, layer) each.
+
+    Parameters: dropout (p and 1/(1 − p) of each layer), x (B, in), labels (B,), targets (B, C)
+    or empty, norms (2, layers, threads) of gradients and inputs, squared; scratch for every
+    thread.
+    """
+    for i in range(begin, end):
+        operation, layer = program[i, 0], program[i, 1]
+        if operation == PACK:
+            _pack(layers[layer], facts, x, norms[1, layer], thread, threads)
+        elif operation == FORWARD:
+            _forward(layers[layer], dropout[layer], facts, norms[1], layer + 1, thread, threads)
+        elif operation == LOSS:
+            _loss(
+                layers[layer], layers[facts[TEACHER]], facts, numbers, labels, targets, results,
+                norms[0, layer], scratch[thread],
+            )  # fmt: skip
+        elif operation == BACKWARD:
+            _backward(
+                layers[layer], layers[layer - 1], dropout[layer - 1], facts, norms[0, layer - 1],
+                thread, threads,
+            )  # fmt: skip
+        elif operation == CHECK:
+            _check(facts, results, norms)
+        elif operation == UPDATE and (results[VERDICT] == FINE or facts[OPTIMIZER] == KEEP):
+            _update(layers[layer], facts, numbers, scratch[thread], thread, threads)
+
+
+@device
+def _pack(layer, facts, x, norms, thread, threads):
+    """Put the inputs into panels, both ways where something learns from them."""
+    examples, inputs = x.shape
+    begin, end = part(inputs, thread, threads)
+    transpose_into_panels(
+        x.ctypes.data, inputs * FLOAT, examples, begin, end,
+        layer[SOURCE] + begin * PANEL * FLOAT, inputs * PANEL * FLOAT,
+    )  # fmt: skip
+    if layer[SOURCE_ROWS]:
+        panel = facts[CAPACITY] * PANEL * FLOAT
+        rows = layer[SOURCE_ROWS] + begin // PANEL * panel
+        copy_into_panels(
+            x[:, begin:].ctypes.data, inputs * FLOAT, examples, end - begin, rows, panel
+        )
+        square = 0.0
+        for p in range(panels_for(end - begin)):
+            square += _sum_of_squares(floats(rows + p * panel, examples * PANEL))
+        _note(norms, square, thread, threads)
+
+
+@device
+def _forward(layer, dropout, facts, norms, following, thread, threads):
+    """Write relu(dropout(W x + b)), or W x + b of the last layer."""
+    inputs, outputs = layer[INPUTS], layer[OUTPUTS]
+    panels = panels_for(facts[EXAMPLES])
+    begin, end = part(outputs, thread, threads)
+    target = layer[TARGET] + begin * PANEL * FLOAT
+    for k in range(0, inputs, STEPS):
+        product(
+            end - begin, panels, min(STEPS, inputs - k),
+            layer[WEIGHT] + (begin * inputs + k) * FLOAT, inputs * FLOAT, FLOAT,
+            layer[SOURCE] + k * PANEL * FLOAT, inputs * PANEL * FLOAT, PANEL * FLOAT,
+            target, PANEL * FLOAT, outputs * PANEL * FLOAT, k,
+        )  # fmt: skip
+    clip = layer[IS_HIDDEN] != 0
+    for p in range(panels):
+        values = floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
+        if layer[BIAS]:
+            _add_bias(values, floats(layer[BIAS], outputs)[begin:end])
+        if layer[DRAWS] and facts[TRAINS]:
+            first = p * PANEL
+            count = min(PANEL, facts[EXAMPLES] - first)
+            draws = floats(layer[DRAWS] + first * outputs * FLOAT, count * outputs)
+            _drop(values, draws[begin:], outputs, count, dropout)
+        if clip:
+            for i in range(values.size):
+                values[i] = _ZERO if values[i] <= _ZERO else values[i]
+    if layer[TARGET_ROWS]:
+        square = 0.0
+        for p in range(panels):
+            square += _sum_of_squares(
+                floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
+            )
+        _note(norms[following], square, thread, threads)
+        _transpose_panels(
+            target, outputs, end - begin, facts[EXAMPLES],
+            layer[TARGET_ROWS] + begin // PANEL * facts[CAPACITY] * PANEL * FLOAT, facts[CAPACITY],
+        )  # fmt: skip
+
+
+@device
+def _add_bias(values, bias):
+    for o in range(bias.size):
+        row, added = values[o * PANEL : (o + 1) * PANEL], bias[o]
+        for lane in range(PANEL):
+            row[lane] += added
+
+
+@device
+def _drop(values, draws, outputs, count, dropout):
+    """Multiply by 1/(1 − p) where a draw is at least p, by 0 elsewhere."""
+    p, scale = np.float32(dropout[0]), np.float32(dropout[1])
+    for o in range(values.size // PANEL):
+        row = values[o * PANEL : (o + 1) * PANEL]
+        for lane in range(count):
+            row[lane] *= scale if draws[lane * outputs + o] >= p else _ZERO
+
+
+@device
+def _transpose_panels(panels, features, rows, examples, target, capacity):
+    """Write panels of examples, [panel, feature, example], as panels of features."""
+    for p in range(panels_for(examples)):
+        count = min(PANEL, examples - p * PANEL)
+        for first in range(0, rows, PANEL):
+            width = min(PANEL, rows - first)
+            source = floats(panels + (p * features + first) * PANEL * FLOAT, width * PANEL)
+            place = target + (first // PANEL * capacity + p * PANEL) * PANEL * FLOAT
+            block = floats(place, count * PANEL)
+            for lane in range(count):
+                for i in range(width):
+                    block[lane * PANEL + i] = source[i * PANEL + lane]
+                for i in range(width, PANEL):
+                    block[lane * PANEL + i] = _ZERO
+
+
+@device
+def _loss(layer, teacher, facts, numbers, labels, targets, results, norms, scratch):
+    """Write the terms, and the gradient of the last layer's outputs."""
+    examples, classes = facts[EXAMPLES], layer[OUTPUTS]
+    size = examples * classes
+    z, dz, log_q = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
+    _rows_of_panels(layer[TARGET], examples, classes, z)
+    work = work_rows(classes)
+    results[VERDICT] = DOUBTFUL
+    if facts[DISTILS]:
+        v = scratch[3 * size : 4 * size]
+        if targets.size:
+            for n in range(examples):
+                for c in range(classes):
+                    v[n * classes + c] = targets[n, c]
+        else:
+            _rows_of_panels(teacher[TARGET], examples, classes, v)
+        s, t = scratch[4 * size : 5 * size], scratch[5 * size : 6 * size]
+        temperature, divisor = numbers[TEMPERATURE], numbers[DIVISOR]
+        hard, soft, misfits = kd_rows(z, v, labels, classes, 1 / temperature, log_q, s, t, work)
+        if misfits:
+            results[VERDICT] = REFUSED
+        if facts[HAS_ENTROPY]:
+            soft += _entropy(v, classes, 1 / temperature, dz, work)
+        results[HARD] = np.float32(hard / examples)
+        results[SOFT] = np.float32(soft / divisor)
+        results[TOTAL] = np.float32(
+            numbers[HARD_WEIGHT] * results[HARD] + numbers[SOFT_WEIGHT] * results[SOFT]
+        )
+        kd_gradient_rows(
+            log_q, s, t, labels, classes, numbers[HARD_WEIGHT] / examples,
+            numbers[SOFT_WEIGHT] / (temperature * divisor), 1.0, dz,
+        )  # fmt: skip
+    else:
+        on, off, losses = numbers[ON], numbers[OFF], scratch[3 * size : 3 * size + examples]
+        nothing = scratch[:0]
+        total = cross_entropy_rows(z, labels, nothing, on, off, classes, log_q, losses, work)
+        results[TOTAL] = results[HARD] = results[SOFT] = np.float32(total / examples)
+        cross_entropy_gradient_rows(
+            log_q, labels, nothing, on, off, classes, 1 / examples, nothing, dz
+        )
+    _note(norms, _sum_of_squares(dz), 0, 1)
+    transpose_into_panels(
+        dz.ctypes.data, classes * FLOAT, examples, 0, classes, layer[GRADIENT],
+        classes * PANEL * FLOAT,
+    )  # fmt: skip
+
+
+@device
+def _entropy(v, classes, scale, t, work):
+    """Return Σ −t log t with t = softmax(scale · v), of all rows."""
+    block = rows_at_a_time(classes) * classes
+    result = 0.0
+    for first in range(0, v.size, block):
+        logits = v[first : first + block]
+        log_t, zero = work[0, : logits.size], work[1, : logits.size]
+        zero[:] = _ZERO
+        both_softmaxes(logits, log_t, t[: logits.size], classes, np.float32(scale))
+        result += expected_difference(t[: logits.size], zero, log_t)
+    return result
+
+
+@device
+def _rows_of_panels(panels, examples, features, rows):
+    for n in range(examples):
+        p = n // PANEL
+        source = floats(panels + p * features * PANEL * FLOAT, features * PANEL)[n - p * PANEL :]
+        target = rows[n * features : (n + 1) * features]
+        for i in range(features):
+            target[i] = source[i * PANEL]
+
+
+@device
+def _backward(layer, below, dropout, facts, norms, thread, threads):
+    """Write the gradient of the outputs below: Wᵀ dy where they are positive, else 0.
+
+    Where dropout dropped, an output is 0.
+    """
+    inputs, outputs = layer[INPUTS], layer[OUTPUTS]
+    panels = panels_for(facts[EXAMPLES])
+    begin, end = part(inputs, thread, threads)
+    scale = np.float32(dropout[1]) if below[DRAWS] and facts[TRAINS] else np.float32(1)
+    for i in range(begin, end, _BACKWARD_ROWS):
+        for k in range(0, outputs, _BACKWARD_STEPS):
+            product(
+                min(_BACKWARD_ROWS, end - i), panels, min(_BACKWARD_STEPS, outputs - k),
+                layer[WEIGHT] + (k * inputs + i) * FLOAT, FLOAT, inputs * FLOAT,
+                layer[GRADIENT] + k * PANEL * FLOAT, outputs * PANEL * FLOAT, PANEL * FLOAT,
+                below[GRADIENT] + i * PANEL * FLOAT, PANEL * FLOAT, inputs * PANEL * FLOAT, k,
+            )  # fmt: skip
+    square = 0.0
+    for p in range(panels):
+        offset = (p * inputs + begin) * PANEL * FLOAT
+        gradient = floats(below[GRADIENT] + offset, (end - begin) * PANEL)
+        output = floats(below[TARGET] + offset, (end - begin) * PANEL)
+        for i in range(gradient.size):
+            gradient[i] *= scale if output[i] > _ZERO else _ZERO
+        square += _sum_of_squares(gradient)
+    _note(norms, square, thread, threads)
+
+
+@device
+def _sum_of_squares(x):
+    """Return Σ x², NaN or infinite where an entry is, and perhaps where one is large."""
+    result = 0.0
+    for first in range(0, x.size, STEPS * PANEL):
+        block = x[first : first + STEPS * PANEL]
+        square = _ZERO
+        for i in range(block.size):
+            square += block[i] * block[i]
+        result += square
+    return result
+
+
+@device
+def _note(norms, square, thread, threads):
+    """Write a thread's part of a squared norm, and 0 for threads that take no part."""
+    norms[thread] = square
+    if thread == 0:
+        for other in range(threads, norms.size):
+            norms[other] = 0
+
+
+@device
+def _check(facts, results, norms):
+    """Find whether all terms and gradients are surely finite."""
+    if results[VERDICT] == REFUSED:
+        return
+    fine = math.isfinite(results[TOTAL] + results[HARD] + results[SOFT])
+    for layer in range(facts[FIRST_LAYER], norms.shape[1]):
+        gradient, inputs = 0.0, 0.0
+        for thread in range(norms.shape[2]):
+            gradient += norms[0, layer, thread]
+            inputs += norms[1, layer, thread]
+        # Of a bias the inputs are ones. A comparison with NaN is false.
+        fine &= math.sqrt(gradient) * math.sqrt(max(inputs, facts[EXAMPLES])) < _LARGEST
+    results[VERDICT] = FINE if fine else DOUBTFUL
+
+
+@device
+def _update(layer, facts, numbers, scratch, thread, threads):
+    """Compute the gradients, some rows of a weight at a time, and take the optimiser's step."""
+    inputs, outputs, examples = layer[INPUTS], layer[OUTPUTS], facts[EXAMPLES]
+    begin, end = part(outputs, thread, threads)
+    width = panels_for(inputs) * PANEL
+    full, rest = examples // PANEL, examples % PANEL
+    next_panel, next_rows = outputs * PANEL * FLOAT, PANEL * PANEL * FLOAT
+    gradients = scratch.ctypes.data
+    for o in range(begin, end, ROWS):
+        height = min(ROWS, end - o)
+        a = layer[GRADIENT] + o * PANEL * FLOAT
+        for p in range(width // PANEL):
+            b = layer[SOURCE_ROWS] + p * facts[CAPACITY] * PANEL * FLOAT
+            c = gradients + p * PANEL * FLOAT
+            if full:
+                tile(
+                    height, a, PANEL * FLOAT, FLOAT, next_panel, b, PANEL * FLOAT, next_rows,
+                    full, PANEL, c, width * FLOAT, 0,
+                )  # fmt: skip
+            if rest:
+                tile(
+                    height, a + full * next_panel, PANEL * FLOAT, FLOAT, 0,
+                    b + full * next_rows, PANEL * FLOAT, 0, 1, rest, c, width * FLOAT, full,
+                )  # fmt: skip
+        for row in range(height):
+            _take_step(
+                facts, numbers, scratch[row * width : row * width + inputs],
+                layer[WEIGHT], layer[WEIGHT_KEPT], layer[WEIGHT_KEPT + 1], (o + row) * inputs,
+            )  # fmt: skip
+    if layer[BIAS]:
+        gradient = scratch[: end - begin]
+        for o in range(begin, end):
+            total = _ZERO
+            for p in range(panels_for(examples)):
+                lanes = floats(
+                    layer[GRADIENT] + (p * outputs + o) * PANEL * FLOAT,
+                    min(PANEL, examples - p * PANEL),
+                )
+                for lane in range(lanes.size):
+                    total += lanes[lane]
+            gradient[o - begin] = total
+        _take_step(
+            facts, numbers, gradient, layer[BIAS], layer[BIAS_KEPT], layer[BIAS_KEPT + 1], begin
+        )
+
+
+@device
+def _take_step(facts, numbers, gradient, param, first, second, offset):
+    """Update as many entries as there are of the gradient, from ``offset`` on; or store it."""
+    count, at = gradient.size, offset * FLOAT
+    if facts[OPTIMIZER] == ADAM:
+        adam(
+            floats(param + at, count), gradient, floats(first + at, count),
+            floats(second + at, count), numbers[BETA1], numbers[REST1], numbers[BETA2],
+            numbers[REST2], numbers[STEP_SIZE], numbers[FLOOR], numbers[DECAY], numbers[SHRINK],
+        )  # fmt: skip
+    elif facts[OPTIMIZER] == SGD:
+        sgd(
+            floats(param + at, count), gradient, floats(first + at, count), numbers[LR],
+            numbers[MOMENTUM], facts[NESTEROV] != 0, numbers[DECAY],
+        )  # fmt: skip
+    else:
+        kept = floats(first + at, count)
+        for i in range(count):
+            kept[i] = gradient[i]

@@ -1,0 +1,267 @@
+"""Networks whose layers the Numba backend takes two or three at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refkd import models
+from refkd.dispatch import get_backend, use_backend
+from refkd.distill import Batch, LogitDistillation, Supervised
+from refkd.errors import BackendUnavailable, ConfigError, NonFiniteError
+from refkd.losses import KDSpec
+from refkd.nn import BatchNorm2d, Conv2d, ReLU, Sequential
+from refkd.nn.layer import Layer, add_prefix
+from refkd.train.optim import SGD, Adam
+from refkd.train.step import EagerStep
+
+try:
+    get_backend("numba")
+except BackendUnavailable as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+import refkd_numba.settings
+from refkd_numba import conv
+from refkd_numba.fused.network import FusedSequential, fuse, parts
+from refkd_numba.fused.step import compile_step
+from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
+
+NETWORKS = {
+    "small_cnn": ({"num_classes": 5, "image_size": 32, "dropout": 0.0}, (3, 32, 32)),
+    "vgg": ({"num_classes": 5, "blocks": ((20, 17), (18,)), "image_size": 16}, (3, 16, 16)),
+    "cifar_resnet": ({"num_classes": 5, "depth": 8}, (3, 16, 16)),
+    "googlenet": ({"num_classes": 5, "image_size": 128, "dropout": 0.0, "aux_dropout": 0.0}, (3, 128, 128)),
+}  # fmt: skip
+KINDS = {
+    "small_cnn": {ConvReLU},
+    "vgg": {ConvNormReLU},
+    "cifar_resnet": {ConvNormReLU},
+    "googlenet": {ConvReLU},
+}
+
+
+@pytest.fixture(autouse=True)
+def numba() -> Any:
+    with use_backend("numba"):
+        yield
+
+
+def network(name: str) -> tuple[Layer, dict[str, Any], dict[str, Any], Any, Any]:
+    """Return a network, its parameters, its state with some history, images and labels."""
+    hyperparameters, shape = NETWORKS[name]
+    layer = models.create(name, **hyperparameters)
+    rng = np.random.default_rng(0)
+    params, state = layer.init(rng)
+    params = {
+        key: p if p.ndim > 1 else p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype)
+        for key, p in params.items()
+    }
+    images = rng.standard_normal((6, *shape)).astype(np.float32)
+    for _ in range(9):  # so that the running statistics are not far from the batch's
+        _, cache = layer.forward(params, state, images, train=True, rng=rng)
+        state = layer.next_state(state, cache)
+    return layer, params, state, images, rng.integers(5, size=6)
+
+
+def exact(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {k: a.astype(np.float64) if a.dtype.kind == "f" else a for k, a in arrays.items()}
+
+
+def all_layers(layer: Any) -> Any:
+    yield layer
+    for part in parts(layer):
+        yield from all_layers(part)
+    for unit in getattr(layer, "units", ()):
+        yield unit.layer
+
+
+def distance(actual: Any, expected: Any) -> float:
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-20))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_is_that_of_the_network_as_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rounding decides which way some gradients take through a ReLU or a pooling window, and
+    # a deep network multiplies that: with Winograd by 6e-3, in the float32 reference by 3e-3.
+    monkeypatch.setattr(refkd_numba.settings, "winograd", False)
+    layer, params, state, images, labels = network(name)
+    weights = (1.0, 0.3, 0.3) if name == "googlenet" else ()
+    given = Supervised(layer, head_weights=weights)
+    fused = dataclasses.replace(given, network=fuse(layer))
+    assert {type(x) for x in all_layers(fused.network)} >= KINDS[name] | {FusedSequential}
+
+    def step(objective: Any, params: Any, state: Any, images: Any) -> Any:
+        named = add_prefix("student", params), add_prefix("student", state)
+        return objective.value_and_grad(
+            *named, Batch(images, labels, None, 6), np.random.default_rng()
+        )
+
+    with use_backend("numpy"):
+        expected = step(given, exact(params), exact(state), images.astype(np.float64))
+    actual = step(fused, params, state, images)
+    assert distance(actual.terms["loss"], expected.terms["loss"]) < 1e-5
+    assert actual.grads.keys() == expected.grads.keys()
+    scales: dict[str, float] = {}
+    for key, grad in expected.grads.items():
+        of_layer = key.rpartition(".")[0]
+        scales[of_layer] = max(scales.get(of_layer, 0.0), float(np.linalg.norm(grad)))
+    for key, grad in expected.grads.items():
+        assert actual.grads[key].dtype == np.float32
+        # A bias before batch norm has no gradient: it is measured by its layer's.
+        assert np.linalg.norm(actual.grads[key] - grad) < 5e-3 * scales[key.rpartition(".")[0]], key
+    assert actual.state.keys() == expected.state.keys()
+    for key, value in expected.state.items():
+        assert distance(actual.state[key], value) < 1e-5, key
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_is_that_of_the_network_as_given(name: str, frozen: bool) -> None:
+    layer, params, state, images, _ = network(name)
+    with use_backend("numpy"):
+        expected = layer.infer(exact(params), exact(state), images.astype(np.float64))
+    fused = fuse(layer, Prepared() if frozen else None)
+    actual = fused.infer(params, state, images)
+    again = fused.infer(params, state, images)
+    for a, b, e in zip(*map(heads, (actual, again, expected)), strict=True):
+        assert distance(a, e) < 1e-4
+        np.testing.assert_array_equal(a, b)
+
+
+def heads(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def test_weights_of_a_frozen_network_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, params, state, images, _ = network("vgg")
+    packed: list[Any] = []
+    prepare = conv.prepare
+
+    def counted(weight: Any, g: Any) -> Any:
+        packed.append(g)
+        return prepare(weight, g)
+
+    monkeypatch.setattr(conv, "prepare", counted)
+    fused = fuse(layer, Prepared())
+    first = fused.infer(params, state, images)
+    assert len(packed) == 3
+    np.testing.assert_array_equal(fused.infer(params, state, images), first)
+    assert len(packed) == 3
+    fused.infer(params, state, images[:2])  # of another shape another algorithm may be faster
+    assert len(packed) == 6
+    # Other arrays are other weights, be they equal.
+    key = next(key for key in params if params[key].ndim == 4)
+    changed = fused.infer(params | {key: params[key] * 2}, state, images)
+    assert len(packed) == 7
+    assert not np.array_equal(changed, first)
+
+
+def test_other_statistics_are_folded_anew() -> None:
+    layer, params, state, images, _ = network("vgg")
+    fused = fuse(layer, Prepared())
+    fused.infer(params, state, images)
+    key = next(key for key in state if key.endswith("running_var"))
+    other = state | {key: state[key] * 4}
+    np.testing.assert_allclose(
+        fused.infer(params, other, images), layer.infer(params, other, images), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_what_a_unit_returns_is_a_feature_and_takes_a_tap() -> None:
+    layer, params, state, images, _ = network("vgg")
+    fused = fuse(layer)
+    y, cache = layer.forward(params, state, images, train=True)
+    fused_y, fused_cache = fused.forward(params, state, images, train=True)
+    features, fused_features = dict(layer.features(cache)), dict(fused.features(fused_cache))
+    assert set(fused_features) < set(features)
+    assert {"layers.2", "layers.5", "layers.6", "layers", "fc"} <= set(fused_features)
+    for path, value in fused_features.items():
+        assert distance(value, features[path]) < 1e-4
+    rng = np.random.default_rng(1)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    taps = {"layers.2": rng.standard_normal(features["layers.2"].shape).astype(np.float32)}
+    dx, grads = layer.backward(params, cache, dy, taps=taps)
+    fused_dx, fused_grads = fused.backward(params, fused_cache, dy, taps=taps)
+    assert distance(fused_dx, dx) < 1e-3
+    weights = [key for key in grads if key.endswith("weight")]
+    assert all(distance(fused_grads[key], grads[key]) < 1e-3 for key in weights)
+    with pytest.raises(ConfigError, match="tap '1'"):  # inside of a unit
+        fused.backward(params, fused_cache, dy, taps={"layers.1": taps["layers.2"]})
+
+
+def test_evaluation_mode_in_training_uses_the_running_statistics() -> None:
+    layer, params, state, images, _ = network("vgg")
+    fused = fuse(layer)
+    y, cache = layer.forward(params, state, images, train=False)
+    fused_y, fused_cache = fused.forward(params, state, images, train=False)
+    assert distance(fused_y, y) < 1e-4
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    _, grads = layer.backward(params, cache, dy, need_dx=False)
+    fused_dx, fused_grads = fused.backward(params, fused_cache, dy, need_dx=False)
+    assert fused_dx is None
+    # Now a bias before batch norm does have a gradient.
+    assert all(distance(fused_grads[key], grad) < 2e-3 for key, grad in grads.items())
+
+
+def test_a_norm_and_its_relu_are_one_unit() -> None:
+    layers = Sequential.numbered(ReLU(), BatchNorm2d(3), ReLU(), Conv2d(3, 4, 3), BatchNorm2d(4))
+    units = fuse(layers).units
+    assert [unit.names for unit in units] == [("0",), ("1", "2"), ("3",), ("4",)]
+    assert isinstance(units[1].layer, NormReLU)
+
+
+def test_steps_are_made_for_networks_of_convolutions_and_known_objectives() -> None:
+    vgg = network("vgg")[0]
+    mlp = models.create("mlp", in_features=4, hidden=(3,), num_classes=2)
+    assert compile_step(Supervised(mlp), Adam()) is None
+
+    class Another(Supervised):
+        pass
+
+    assert compile_step(Another(vgg), Adam()) is None
+    spec = KDSpec.preset("hinton", temperature=4.0, alpha=0.5)
+    exactly = compile_step(LogitDistillation(vgg, vgg, spec), Adam())
+    nearly = compile_step(LogitDistillation(vgg, vgg, spec, exact=False), Adam())
+    assert exactly is not None
+    assert nearly is not None
+    assert exactly.fused.objective.teacher is vgg  # the same bits as what is stored of it
+    assert type(nearly.fused.objective.teacher) is FusedSequential
+
+
+def test_float64_takes_the_step_as_given() -> None:
+    layer, params, state, images, labels = network("vgg")
+    objective, optimizer = Supervised(layer), SGD(0.1)
+    compiled = compile_step(objective, optimizer)
+    assert compiled is not None
+    outcomes = []
+    for step in (compiled, EagerStep(objective, optimizer)):
+        own = add_prefix("student", exact(params))
+        batch = Batch(images.astype(np.float64), labels, None, 6)
+        terms, _ = step(
+            own, add_prefix("student", exact(state)), optimizer.init(own), batch,
+            np.random.default_rng(0), lr=0.1, where="here",
+        )  # fmt: skip
+        outcomes.append((terms, own))
+    assert outcomes[0][0] == outcomes[1][0]
+    for key, value in outcomes[0][1].items():
+        np.testing.assert_array_equal(value, outcomes[1][1][key])
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    layer, params, state, images, labels = network("vgg")
+    images[0, 0, 0, 0] = np.nan
+    objective, optimizer = Supervised(layer), Adam()
+    step = compile_step(objective, optimizer)
+    assert step is not None
+    own = add_prefix("student", params)
+    before = {key: value.copy() for key, value in own.items()}
+    with pytest.raises(NonFiniteError, match="epoch 1, step 2: loss term 'loss' is nan"):
+        step(
+            own, add_prefix("student", state), optimizer.init(own), Batch(images, labels, None, 6),
+            np.random.default_rng(0), lr=0.1, where="epoch 1, step 2",
+        )  # fmt: skip
+    for key, value in own.items():
+        np.testing.assert_array_equal(value, before[key])

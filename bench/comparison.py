@@ -13,9 +13,18 @@ from typing import Any
 
 from bench.environment import describe, environment
 from bench.harness import VerificationError, Worker, WorkerError, take_turns
+from bench.roofline import fractions, measure_peaks
 from refkd.threads import usable_cores
 
-__all__ = ["add_options", "fastest", "format_ratio", "run_rows"]
+__all__ = [
+    "add_options",
+    "fastest",
+    "format_pair",
+    "format_ratio",
+    "geometric_mean_ratio",
+    "markdown_table",
+    "run_rows",
+]
 
 _FIRST_STEP_SECONDS = 600.0  # torch.compile takes minutes for a large network
 _TRIAL_ROUNDS = 5
@@ -62,6 +71,8 @@ def run_rows(
         All rows there are.
     measure_row : callable
         Of a name; may raise VerificationError or WorkerError, which leave the other rows.
+        To what it returns are added ``roofline``, ``peer_roofline``, ``environment`` and,
+        the same in all rows, ``geometric_mean_ratio``.
     table : callable
         Of the rows, for people.
     """
@@ -72,14 +83,20 @@ def run_rows(
             file=sys.stderr,
         )
         return 4
-    settings = environment(
+    print("peaks of this machine ...", file=sys.stderr, flush=True)
+    peaks = measure_peaks(arguments.threads)
+    settings = peaks | environment(
         threads=arguments.threads, backend=arguments.backend, peer=arguments.peer
     )
-    rows, failed = [], False
+    rows: list[Row] = []
+    failed = False
     for name in arguments.rows or names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            rows.append(measure_row(name) | {"environment": settings})
+            row = measure_row(name)
+            rows.append(row | fractions(row, peaks) | {"environment": settings})
+            mean = geometric_mean_ratio(rows)
+            rows = [row | {"geometric_mean_ratio": mean} for row in rows]
             if arguments.output is not None:  # row by row: all of them take minutes
                 arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
         except (VerificationError, WorkerError) as error:
@@ -123,6 +140,32 @@ def fastest(workers: Mapping[str, Worker], *, turn_seconds: float) -> tuple[Work
         if mode != chosen:
             worker.close()
     return workers[chosen], f"{chosen} ({'; '.join(problems)})" if problems else chosen
+
+
+def geometric_mean_ratio(rows: Sequence[Row]) -> float | None:
+    """Return the geometric mean of the ratios; None of fewer than two."""
+    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+    return statistics.geometric_mean(ratios) if len(ratios) > 1 else None
+
+
+def markdown_table(columns: Mapping[str, str], lines: Sequence[Mapping[str, str]]) -> str:
+    """Return a table for Markdown.
+
+    Parameters
+    ----------
+    columns : mapping of str to str
+        Heading to alignment, ``"---"`` or ``"--:"``.
+    lines : sequence of mappings
+        Heading to cell; what is missing stays empty.
+    """
+    cells = [list(columns), *([line.get(heading, "") for heading in columns] for line in lines)]
+    head, *body = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([head, f"|{'|'.join(columns.values())}|", *body])
+
+
+def format_pair(own: float | None, peer: float | None, decimals: int) -> str:
+    """Return ``0.53, 0.48``: what both sides have, or refkd alone."""
+    return ", ".join(f"{value:.{decimals}f}" for value in (own, peer) if value is not None)
 
 
 def format_ratio(row: Row) -> str:

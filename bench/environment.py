@@ -34,7 +34,11 @@ def environment(*, threads: int, backend: str, peer: str) -> dict[str, Any]:
 
 def describe(values: dict[str, Any]) -> str:
     """Return the environment as lines of ``name value``."""
-    return "\n".join(f"{name:8} {value}" for name, value in values.items() if value is not None)
+    lines = []
+    for name, value in values.items():
+        if value is not None:
+            lines.append(f"{name:12} {f'{value:.1f}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
 
 
 def _cpu_model() -> str:

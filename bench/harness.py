@@ -182,12 +182,29 @@ class Worker:
     module, workload, mode : str
         ``module.open_side(workload, mode, threads)`` is called in the process.
     threads : int
-        For every BLAS and OpenMP pool of the process.
+        For every BLAS and OpenMP pool of the process, and so for the backends that take
+        their number of threads from BLAS.
+    variables : mapping of str to str
+        Further environment variables.
+
+    Attributes
+    ----------
+    backend_seconds : float
+        How long the process took to select refkd's backend; 0 where it selects none.
     """
 
-    def __init__(self, module: str, workload: str, mode: str, *, threads: int) -> None:
+    def __init__(
+        self,
+        module: str,
+        workload: str,
+        mode: str,
+        *,
+        threads: int,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = f"{module} {workload} {mode}"
         environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        environment |= variables or {}
         root = str(Path(__file__).parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -203,7 +220,7 @@ class Worker:
         self._commands = cast(IO[str], self._process.stdin)
         self._answers = cast(IO[str], self._process.stdout)
         try:
-            self._read(_ANSWER_SECONDS)
+            self.backend_seconds = float(self._read(_ANSWER_SECONDS)["backend_seconds"])
         except WorkerError:
             self.close()
             raise

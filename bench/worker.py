@@ -2,7 +2,8 @@
 
 ``python -m bench.worker MODULE WORKLOAD MODE THREADS`` opens ``MODULE.open_side`` and
 obeys one command per line of stdin, each answered by one line of JSON on stdout:
-``run K``, ``verify DTYPE FILE``, ``memory``. What the libraries print goes to stderr.
+``run K``, ``verify DTYPE FILE``, ``memory``. One more line, before these, says that it is
+open. What the libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(module: str, workload: str, mode: str, threads: str) -> None:
     except Exception as error:
         _answer(answers, {"error": f"{type(error).__name__}: {error}"})
         return
-    _answer(answers, {})
+    _answer(answers, {"backend_seconds": getattr(side, "backend_seconds", 0.0)})
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         try:

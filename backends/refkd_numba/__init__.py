@@ -31,7 +31,7 @@ _MODULES = (
     "update",
 )
 
-_STEPS = ("mlp",)
+_STEPS = ("mlp", "fused")
 
 
 def _reason_against() -> str | None:

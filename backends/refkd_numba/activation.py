@@ -10,7 +10,7 @@ import numpy as np
 from refkd.dispatch import Array
 from refkd_numba.buffers import empty_like
 from refkd_numba.compile import compiled
-from refkd_numba.layout import flat
+from refkd_numba.layout import flat, is_dense
 from refkd_numba.operands import aligned, are_float32
 from refkd_numba.team import share, span
 from refkd_numba.vmath import elementwise, normal_tail, sigmoid_tails, tanh
@@ -77,7 +77,8 @@ def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Any:
 def _forward(kernel: Any, x: Array, worth: int) -> Any:
     if not are_float32(x):
         return NotImplemented
-    (x,) = aligned(x)
+    if not is_dense(x):
+        (x,) = aligned(x)
     y = empty_like(x)
     share(kernel, flat(x), flat(y), worth=x.size > worth)
     return y

@@ -11,7 +11,6 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,16 +102,13 @@ class _Pool:
         self.lent.add(block)
         return array
 
-    def _take_back(
-        self, lease: _Lease, references: Callable[[object], int] = sys.getrefcount
-    ) -> None:
-        # At exit too, when no global name is left.
+    def _take_back(self, lease: _Lease) -> None:
         block = lease.block
         self.lent.discard(block)
         block.lease = None
-        # The block's, that of the array that is going, and the argument; or else of somebody
-        # who took the array's base.
-        if references(block.memory) == 3:
+        # The block's, that of the array that is going, and the argument; another would be that
+        # of somebody who took the array's base.
+        if sys.getrefcount(block.memory) == 3:
             block.returned = self.requests
             self.free[block.size].append(block)
 

@@ -18,6 +18,7 @@ from refkd_numba.reduction import (
     row_at,
     row_scale,
     scales,
+    two_blocks,
     work_rows,
 )
 from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time
@@ -148,9 +149,8 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
     for first in range(0, losses.size, step):
         last = min(first + step, losses.size)
         block = slice(first * classes, last * classes)
-        both_softmaxes(
-            logits[block], log_q[block], work[0, : block.stop - block.start], classes, _ONE
-        )
+        q, _ = two_blocks(work, block)
+        both_softmaxes(logits[block], log_q[block], q, classes, _ONE)
         for row in range(first, last):
             log_row = log_q[row_at(row, classes)]
             if labels.size == 0:

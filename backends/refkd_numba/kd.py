@@ -12,7 +12,13 @@ from refkd.losses.reduction import divisor
 from refkd_numba.buffers import empty
 from refkd_numba.compile import compiled, device
 from refkd_numba.operands import are_float32, cotangent, is_number, is_positive
-from refkd_numba.reduction import expected_difference, flat_rows, room_for_sums, work_rows
+from refkd_numba.reduction import (
+    expected_difference,
+    flat_rows,
+    room_for_sums,
+    two_blocks,
+    work_rows,
+)
 from refkd_numba.softmax import both_softmaxes, rows_at_a_time
 from refkd_numba.team import share, span
 from refkd_numba.vmath import elementwise
@@ -135,7 +141,7 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     """Write q = softmax(z), s = softmax(scale · z) and t = softmax(scale · v) of all rows.
 
     Returns Σ −log q[label], without labels 0, Σ t (log t − log s), and how many labels are
-    no class. ``work`` has two rows of at least ``rows_at_a_time(classes) · classes`` entries.
+    no class. ``work`` is from :func:`~refkd_numba.reduction.work_rows`.
     """
     step = rows_at_a_time(classes)
     rows = z.size // classes
@@ -144,7 +150,7 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = slice(first * classes, last * classes)
-        log_s, log_t = work[0, : block.stop - block.start], work[1, : block.stop - block.start]
+        log_s, log_t = two_blocks(work, block)
         both_softmaxes(z[block], log_s, q[block], classes, _ONE)
         if labels.size:
             for row in range(first, last):

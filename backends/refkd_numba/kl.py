@@ -20,6 +20,7 @@ from refkd_numba.reduction import (
     row_at,
     row_scale,
     scales,
+    two_blocks,
     work_rows,
 )
 from refkd_numba.softmax import (
@@ -142,7 +143,7 @@ def _kl(p_logits, q_logits, classes, scale, log_p, log_q, losses, sums, thread, 
         for first in range(rows.start, rows.stop, step):
             last = min(first + step, rows.stop)
             block = slice(first * classes, last * classes)
-            p, q = work[0, : block.stop - block.start], work[1, : block.stop - block.start]
+            p, q = two_blocks(work, block)
             both_softmaxes(p_logits[block], log_p[block], p, classes, scale)
             both_softmaxes(q_logits[block], log_q[block], q, classes, scale)
             for row in range(first, last):
@@ -159,7 +160,7 @@ def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threa
     for first in range(rows.start, rows.stop, step):
         last = min(first + step, rows.stop)
         block = slice(first * classes, last * classes)
-        p = work[0, : block.stop - block.start]
+        p, _ = two_blocks(work, block)
         exponentials(log_p[block], p)
         if dq.size:
             exponentials(log_q[block], dq[block])
@@ -182,7 +183,7 @@ def _kl_without_log(z, v, classes, scale, s, t, losses, sums, thread, threads):
         for first in range(rows.start, rows.stop, step):
             last = min(first + step, rows.stop)
             block = slice(first * classes, last * classes)
-            log_t = work[0, : block.stop - block.start]
+            log_t, _ = two_blocks(work, block)
             softmax(z[block], s[block], classes, scale)
             both_softmaxes(v[block], log_t, t[block], classes, scale)
             for row in range(first, last):

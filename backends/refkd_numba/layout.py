@@ -9,12 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd_numba.buffers import empty
-from refkd_numba.compile import compiled
 from refkd_numba.team import share
+from refkd_numba.transpose import transpose_32, transpose_64
 
-__all__ = ["as_images", "channels_last", "flat", "is_dense", "rows", "same_layout"]
+__all__ = [
+    "as_images",
+    "channels_first",
+    "channels_last",
+    "flat",
+    "is_dense",
+    "rows",
+    "same_layout",
+]
 
-_BLOCK = 32  # of a transposition: two blocks fit the level-1 cache
+_WORTH = 1 << 15
 
 
 def channels_last(x: NDArray[Any]) -> NDArray[Any]:
@@ -24,12 +32,20 @@ def channels_last(x: NDArray[Any]) -> NDArray[Any]:
         return moved
     batch, channels, *space = x.shape
     result = empty((batch, *space, channels), x.dtype)
-    if x.flags.c_contiguous and x.dtype in (np.float32, np.float64):
-        pixels = math.prod(space)
-        source, target = (a.reshape(-1) for a in (x, result))
-        share(_transpose, source, target, batch, channels, pixels, worth=x.size > 1 << 14)
+    if x.flags.c_contiguous:
+        _transpose(x, result, batch, channels)
     else:
         result[...] = moved
+    return result
+
+
+def channels_first(x: NDArray[Any]) -> NDArray[Any]:
+    """Return x (N, C, ...) as a C-ordered array, x itself where it is one."""
+    moved = np.moveaxis(x, 1, -1)
+    if x.flags.c_contiguous or not moved.flags.c_contiguous:
+        return np.ascontiguousarray(x)
+    result = empty(x.shape, x.dtype)
+    _transpose(moved, result, x.shape[0], math.prod(x.shape[2:]))
     return result
 
 
@@ -62,10 +78,7 @@ def same_layout(x: NDArray[Any], *others: NDArray[Any]) -> bool:
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:
     """Return a dense array's memory as one axis, a view in the order of its memory."""
-    if x.flags.c_contiguous:
-        return x.reshape(-1)
-    order = sorted(range(x.ndim), key=lambda axis: (-x.strides[axis], axis))
-    return x.transpose(order).reshape(-1)
+    return x.ravel("K")
 
 
 def rows(x: NDArray[Any]) -> NDArray[Any]:
@@ -73,17 +86,14 @@ def rows(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-@compiled
-def _transpose(source, target, batch, channels, pixels, thread, threads):
-    """Write (N, C, P) as (N, P, C)."""
-    blocks = (pixels + _BLOCK - 1) // _BLOCK
-    for block in range(thread, batch * blocks, threads):
-        n = block // blocks
-        begin = (block - n * blocks) * _BLOCK
-        end = min(begin + _BLOCK, pixels)
-        for first in range(0, channels, _BLOCK):
-            last = min(first + _BLOCK, channels)
-            for p in range(begin, end):
-                to = (n * pixels + p) * channels
-                for c in range(first, last):
-                    target[to + c] = source[(n * channels + c) * pixels + p]
+def _transpose(source: NDArray[Any], target: NDArray[Any], batch: int, rows: int) -> None:
+    """Write each of a batch of matrices of so many rows into ``target`` transposed."""
+    transpose = {4: transpose_32, 8: transpose_64}.get(source.itemsize)
+    if transpose is None or not source.size:
+        shape = (batch, rows, source.size // max(1, batch * rows))
+        target.reshape(batch, shape[2], rows)[...] = source.reshape(shape).swapaxes(1, 2)
+        return
+    integers = np.dtype(f"i{source.itemsize}")
+    flat_source, flat_target = (a.reshape(-1).view(integers) for a in (source, target))
+    columns = source.size // (batch * rows)
+    share(transpose, flat_source, flat_target, batch, rows, columns, worth=source.size > _WORTH)

@@ -17,10 +17,14 @@ from refkd_numba.blas import sgemm
 from refkd_numba.buffers import empty
 from refkd_numba.compile import compiled, device
 from refkd_numba.layout import rows
+from refkd_numba.microkernel import COLUMNS
 from refkd_numba.products import (
     FLOAT,
+    NONE,
+    ONCE,
     PANEL,
     STEPS,
+    address,
     copy_into_panels,
     floats,
     panels_for,
@@ -54,8 +58,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None) -> Any:
     share(
         _forward_few if few else _forward_many,
         rows(x), np.ascontiguousarray(weight), given, y.reshape(examples, outputs),
-        empty((threads, (_FEW_PANELS if few else _MANY_PANELS) * _BLOCK)),
-        empty((threads, _FEW_PANELS * PANEL * outputs if few else PANEL * examples)),
+        empty((threads, int(_BLOCK) * (_FEW_PANELS if few else _MANY_PANELS))),
+        empty((threads, COLUMNS * (_FEW_PANELS * outputs if few else examples))),
         worth=threads > 1,
     )  # fmt: skip
     return y
@@ -75,8 +79,8 @@ def linear_backward(dy: Array, x: Array, weight: Array, *, need_dx: bool = True)
         _backward,
         gradient, examples, np.ascontiguousarray(weight),
         dx.reshape(count if need_dx else 0, inputs), dweight, dbias, few,
-        empty((threads, _MANY_PANELS * _BLOCK)),
-        empty((threads, max(_FEW_PANELS * PANEL * inputs, PANEL * max(count, outputs)))),
+        empty((threads, int(_BLOCK) * _MANY_PANELS)),
+        empty((threads, COLUMNS * max(_FEW_PANELS * inputs, count, outputs))),
         worth=threads > 1,
     )  # fmt: skip
     return dx if need_dx else None, dweight, dbias
@@ -113,13 +117,13 @@ def _forward_few(x, weight, bias, y, packed, sums, thread, threads):
     count, inputs = x.shape
     outputs = weight.shape[0]
     begin, end = part(outputs, thread, threads)
-    panels, c = packed[thread].ctypes.data, sums[thread].ctypes.data
+    panels, c = address(packed[thread]), address(sums[thread])
     rows_at_a_time = _FEW_PANELS * PANEL
     for n in range(0, count, rows_at_a_time):
         height = min(rows_at_a_time, count - n)
         product_by_transposed(
-            end - begin, height, inputs, weight[begin:].ctypes.data, inputs * FLOAT, FLOAT,
-            x[n:].ctypes.data, inputs * FLOAT, panels, c,
+            end - begin, height, inputs, address(weight[begin:]), inputs * FLOAT, FLOAT,
+            address(x[n:]), inputs * FLOAT, panels, c,
         )  # fmt: skip
         transpose_from_panels(c, end - begin, height, bias, begin, y, n)
 
@@ -130,17 +134,17 @@ def _forward_many(x, weight, bias, y, packed, tails, thread, threads):
     count, inputs = x.shape
     outputs = weight.shape[0]
     begin, end = part(count, thread, threads)
-    panels, tail = packed[thread].ctypes.data, tails[thread].ctypes.data
+    panels, tail = address(packed[thread]), address(tails[thread])
     for o in range(0, outputs, _MANY_PANELS * PANEL):
         width = min(_MANY_PANELS * PANEL, outputs - o)
         for k in range(0, inputs, STEPS):
             steps = min(STEPS, inputs - k)
             transpose_into_panels(
-                weight[o:].ctypes.data, inputs * FLOAT, width, k, k + steps, panels, _BLOCK * FLOAT
+                address(weight[o:]), inputs * FLOAT, width, k, k + steps, panels, _BLOCK * FLOAT
             )
             product_into_rows(
-                end - begin, width, steps, x[begin:].ctypes.data + k * FLOAT, inputs * FLOAT,
-                FLOAT, panels, y[begin:, o:].ctypes.data, outputs * FLOAT, tail, k,
+                end - begin, width, steps, address(x[begin:]) + k * FLOAT, inputs * FLOAT,
+                FLOAT, panels, address(y[begin:, o:]), outputs * FLOAT, tail, k,
             )  # fmt: skip
         copy_tail(tail, y[begin:end, o : o + width])
     if bias.size:
@@ -155,32 +159,32 @@ def _backward(dy, x, weight, dx, dweight, dbias, few, packed, sums, thread, thre
     """Write dx = dy W if it is not empty, dW = dyᵀ x, db = Σ_n dy; a thread has a part of each."""
     count, outputs = dy.shape
     inputs = x.shape[1]
-    panels, c = packed[thread].ctypes.data, sums[thread].ctypes.data
+    panels, c = address(packed[thread]), address(sums[thread])
     if dx.size and few:
         begin, end = part(inputs, thread, threads)
         rows_at_a_time = _FEW_PANELS * PANEL
         for n in range(0, count, rows_at_a_time):
             height = min(rows_at_a_time, count - n)
             product_by_transposed(
-                end - begin, height, outputs, weight.ctypes.data + begin * FLOAT, FLOAT,
-                inputs * FLOAT, dy[n:].ctypes.data, outputs * FLOAT, panels, c,
+                end - begin, height, outputs, address(weight) + begin * FLOAT, FLOAT,
+                inputs * FLOAT, address(dy[n:]), outputs * FLOAT, panels, c,
             )  # fmt: skip
             transpose_from_panels(c, end - begin, height, _NO_BIAS, begin, dx, n)
     elif dx.size:
         begin, end = part(count, thread, threads)
         _product_by_rows(
-            end - begin, outputs, dy[begin:].ctypes.data, outputs * FLOAT, FLOAT, weight, panels,
+            end - begin, outputs, address(dy[begin:]), outputs * FLOAT, FLOAT, weight, panels,
             dx[begin:end], c,
         )  # fmt: skip
     begin, end = part(outputs, thread, threads)
     if count > _SHORT:
         sgemm(
-            True, False, end - begin, inputs, count, _ONE, dy.ctypes.data + begin * FLOAT,
-            outputs, x.ctypes.data, inputs, _ZERO, dweight[begin:].ctypes.data, inputs,
+            True, False, end - begin, inputs, count, _ONE, address(dy) + begin * FLOAT,
+            outputs, address(x), inputs, _ZERO, address(dweight[begin:]), inputs,
         )  # fmt: skip
     else:
         _product_by_rows(
-            end - begin, count, dy.ctypes.data + begin * FLOAT, FLOAT, outputs * FLOAT, x, panels,
+            end - begin, count, address(dy) + begin * FLOAT, FLOAT, outputs * FLOAT, x, panels,
             dweight[begin:end], c,
         )  # fmt: skip
     _sum_rows(dy[:, begin:end], dbias[begin:end], floats(c, end - begin))
@@ -232,10 +236,10 @@ def _product_by_rows(rows, steps, a, a_row, a_step, b, packed, c, tail):
         for k in range(0, steps, STEPS):
             run = min(STEPS, steps - k)
             copy_into_panels(
-                b[k:, i:].ctypes.data, columns * FLOAT, run, width, packed, _BLOCK * FLOAT
+                address(b[k:, i:]), columns * FLOAT, run, width, packed, _BLOCK * FLOAT
             )
             product_into_rows(
-                rows, width, run, a + k * a_step, a_row, a_step, packed, c[:, i:].ctypes.data,
+                rows, width, run, a + k * a_step, a_row, a_step, packed, address(c[:, i:]),
                 columns * FLOAT, tail, k,
             )  # fmt: skip
         copy_tail(tail, c[:, i : i + width])
@@ -251,8 +255,8 @@ def product_into_rows(rows, columns, steps, a, a_row, a_step, packed, c, c_row, 
     )  # fmt: skip
     if columns > panels * PANEL:
         product(
-            rows, 1, steps, a, a_row, a_step, packed + panels * _BLOCK * FLOAT, 0, PANEL * FLOAT,
-            tail, PANEL * FLOAT, 0, before,
+            rows, ONCE, steps, a, a_row, a_step, packed + panels * _BLOCK * FLOAT, NONE,
+            PANEL * FLOAT, tail, PANEL * FLOAT, NONE, before,
         )  # fmt: skip
 
 

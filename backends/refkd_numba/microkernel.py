@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from refkd_numba.compile import device
 
-__all__ = ["COLUMNS", "ROWS", "tile"]
+__all__ = ["COLUMNS", "LANES", "ROWS", "tile"]
 
 
 def _vector_lanes() -> int:
@@ -28,15 +28,16 @@ def _vector_lanes() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 4
 
 
-_LANES = _vector_lanes()
+LANES = _vector_lanes()
+"""How many float32 a vector register holds."""
 _VECTORS = 2
-ROWS = 12 if _LANES == 16 else 6
+ROWS = 12 if LANES == 16 else 6
 """Rows of the largest tile; of 32 vector registers with AVX-512, of 16 otherwise."""
-COLUMNS = _VECTORS * _LANES
+COLUMNS = _VECTORS * LANES
 """Columns of every tile: a panel of B is that wide."""
 
 _I64, _F32 = ir.IntType(64), ir.FloatType()
-_VECTOR = ir.VectorType(_F32, _LANES)
+_VECTOR = ir.VectorType(_F32, LANES)
 
 
 def _tile_of(rows: int) -> Any:
@@ -64,7 +65,7 @@ class _Tile:
     def __init__(self, builder: Any, rows: int, c: Any, c_row: Any) -> None:
         self.builder, self.rows = builder, rows
         self.entries = [
-            self._pointer(builder.add(c, builder.mul(c_row, _count(m))), 4 * _LANES * v)
+            self._pointer(builder.add(c, builder.mul(c_row, _count(m))), 4 * LANES * v)
             for m in range(rows)
             for v in range(_VECTORS)
         ]
@@ -82,7 +83,7 @@ class _Tile:
 
         builder.position_at_end(outer)
         jump, a_outer, b_outer = self._phis([(_I64, before, v) for v in (_count(0), a, b)])
-        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
         outer_sums = self._phis([(_VECTOR, before, zero)] * len(self.entries))
         builder.branch(inner)
 
@@ -130,11 +131,11 @@ class _Tile:
         multiply_add = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(_VECTOR, [_VECTOR] * 3),
-            f"llvm.fmuladd.v{_LANES}f32",  # one instruction where there is one
+            f"llvm.fmuladd.v{LANES}f32",  # one instruction where there is one
         )
         undefined, index = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
-        everywhere = ir.Constant(ir.VectorType(index, _LANES), [0] * _LANES)
-        columns = [self._load(self._pointer(b, 4 * _LANES * v)) for v in range(_VECTORS)]
+        everywhere = ir.Constant(ir.VectorType(index, LANES), [0] * LANES)
+        columns = [self._load(self._pointer(b, 4 * LANES * v)) for v in range(_VECTORS)]
         new_sums = []
         for m in range(self.rows):
             at = builder.inttoptr(builder.add(a, builder.mul(a_row, _count(m))), _F32.as_pointer())

@@ -15,19 +15,26 @@ __all__ = ["aligned", "are_float32", "cotangent", "is_number", "is_positive"]
 _FLOAT32 = np.dtype(np.float32)
 
 
-def are_float32(*arrays: Any) -> bool:
+def are_float32(first: Any, *others: Any) -> bool:
     """Return whether all are float32 arrays of one shape, with something in them."""
-    for array in arrays:
-        if type(array) is not np.ndarray or array.dtype != _FLOAT32:
+    if type(first) is not np.ndarray or first.dtype != _FLOAT32 or not first.size:
+        return False
+    for other in others:
+        if type(other) is not np.ndarray or other.dtype != _FLOAT32 or other.shape != first.shape:
             return False
-    first = arrays[0]
-    return first.size > 0 and all(array.shape == first.shape for array in arrays[1:])
+    return True
 
 
 def aligned(first: NDArray[Any], *others: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """Return dense arrays of the same values and one layout, the first's where it is dense."""
-    if same_layout(first, *others):
-        return (first, *others)
+    arrays = (first, *others)
+    for array in arrays:
+        if not array.flags.c_contiguous:
+            break
+    else:
+        return arrays
+    if same_layout(*arrays):
+        return arrays
     first = first if is_dense(first) else _copied(first, first)
     return (first, *(a if same_layout(first, a) else _copied(a, first) for a in others))
 

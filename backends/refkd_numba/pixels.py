@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refkd.dispatch import Array
 from refkd_numba.buffers import empty_like
@@ -34,24 +36,31 @@ def pixels_to_float(
     ):
         return NotImplemented
     channels = pixels.shape[1] if pixels.ndim > 1 else 1
-    if not {len(mean), len(std)} <= {1, channels}:
+    if len(mean) not in (1, channels) or len(std) not in (1, channels) or 0 in std:
         return NotImplemented
     (pixels,) = aligned(pixels)
     x = empty_like(pixels, _FLOAT32)
-    run = pixels.strides[1] // pixels.itemsize if channels > 1 else pixels.size
-    one_for_all = len(mean) == len(std) == 1
-    if one_for_all:
-        channels, run = 1, 1
-    mean, std = (np.broadcast_to(np.asarray(v, _FLOAT32), channels) for v in (mean, std))
-    kernel = _by_run
-    if run < _LONG:
-        kernel = _by_table
-        repeats = -(-_TABLE // (channels * run))
-        mean, std = (np.tile(np.repeat(v, run), repeats) for v in (mean, std))
-    mean = mean + _FLOAT32.type(0)  # of −0 too, which the reference does not subtract
-    std = np.ascontiguousarray(std)
-    share(kernel, flat(pixels), scale, mean, std, run, flat(x), worth=x.size > _WORTH)
+    if len(mean) == len(std) == 1:
+        run = channels = 1
+    else:
+        run = pixels.strides[1] // pixels.itemsize
+    kernel = _by_table if run < _LONG else _by_run
+    statistics = _statistics(tuple(mean), tuple(std), channels, run)
+    share(kernel, flat(pixels), scale, *statistics, run, flat(x), worth=x.size > _WORTH)
     return x
+
+
+@functools.lru_cache(maxsize=8)
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, run: int
+) -> list[NDArray[Any]]:
+    """Return mean and std by channel, or, for short runs of a channel, by neighbour."""
+    each = [np.broadcast_to(np.asarray(v, _FLOAT32), channels) for v in (mean, std)]
+    if run < _LONG:
+        repeats = -(-_TABLE // (channels * run))
+        each = [np.tile(np.repeat(v, run), repeats) for v in each]
+    # No mean of −0, which the reference does not subtract.
+    return [each[0] + _FLOAT32.type(0), each[1] + _FLOAT32.type(0)]
 
 
 @compiled(fast=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
@@ -18,8 +19,11 @@ from refkd_numba.microkernel import COLUMNS, ROWS, tile
 
 __all__ = [
     "FLOAT",
+    "NONE",
+    "ONCE",
     "PANEL",
     "STEPS",
+    "address",
     "copy_into_panels",
     "floats",
     "panels_for",
@@ -27,9 +31,11 @@ __all__ = [
     "transpose_into_panels",
 ]
 
-FLOAT = 4  # bytes
-PANEL = COLUMNS
-STEPS = 256  # of a panel that stays in the level-1 cache
+# NumPy's integers: of a literal Numba would make a type, and compile every callee anew.
+FLOAT = np.int64(4)  # bytes
+PANEL = np.int64(COLUMNS)
+STEPS = np.int64(256)  # of a panel that stays in the level-1 cache
+NONE, ONCE = np.int64(0), np.int64(1)
 
 
 @intrinsic
@@ -40,6 +46,12 @@ def _pointer(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
 
     return signature, generate
+
+
+@device(inline=True)
+def address(array):
+    """Return where an array lies, as a signed number."""
+    return np.int64(array.ctypes.data)
 
 
 @device(inline=True)
@@ -67,8 +79,8 @@ def product(
         height = min(ROWS, rows - m)
         for p in range(panels):
             tile(
-                height, a + m * a_row, a_row, a_step, 0, b + p * b_panel, b_step, 0, 1, steps,
-                c + m * c_row + p * c_panel, c_row, before,
+                height, a + m * a_row, a_row, a_step, NONE, b + p * b_panel, b_step, NONE, ONCE,
+                steps, c + m * c_row + p * c_panel, c_row, before,
             )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "row_at",
     "row_scale",
     "scales",
+    "two_blocks",
     "work_rows",
 ]
 
@@ -33,7 +34,7 @@ _NONE = np.empty(0, np.float32)
 
 def flat_rows(x: NDArray[Any]) -> NDArray[Any]:
     """Return x in C order as one axis, a view where its memory allows."""
-    return np.ascontiguousarray(x).reshape(-1)
+    return np.ascontiguousarray(x).ravel()
 
 
 def room_for_sums(size: int, worth: int, columns: int = 1) -> NDArray[Any]:
@@ -71,8 +72,15 @@ def row_scale(scale, row_scales, row):
 
 @device(inline=True)
 def work_rows(classes):
-    """Return two rows of room for a block."""
-    return np.empty((2, rows_at_a_time(classes) * classes), np.float32)
+    """Return room for two blocks of rows."""
+    return np.empty(2 * rows_at_a_time(classes) * classes, np.float32)
+
+
+@device(inline=True)
+def two_blocks(work, block):
+    """Return two arrays as long as a block, in what work_rows returns."""
+    size = block.stop - block.start
+    return work[:size], work[size : 2 * size]
 
 
 @device

@@ -52,11 +52,9 @@ def _along(kernel: Any, arrays: tuple[Array, ...], axis: int, temperature: float
     elsewhere = axis not in (-1, last)
     if elsewhere:
         arrays = tuple(np.moveaxis(array, axis, -1) for array in arrays)
-    arrays = tuple(map(np.ascontiguousarray, arrays))
-    first = arrays[0]
-    y = empty(first.shape)
-    flat = (array.reshape(-1) for array in arrays)
-    share(kernel, *flat, first.shape[-1], 1 / temperature, y.reshape(-1), worth=first.size > _WORTH)
+    y = empty(arrays[0].shape)
+    rows = [np.ascontiguousarray(array).ravel() for array in arrays]
+    share(kernel, *rows, y.shape[-1], 1 / temperature, y.ravel(), worth=y.size > _WORTH)
     return np.moveaxis(y, -1, axis) if elsewhere else y
 
 

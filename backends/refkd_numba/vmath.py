@@ -2,7 +2,7 @@
 
 Numba's own are calls to a C library, one per number. These are polynomials without a
 branch: a loop over them runs in whole vectors. All pass NaN on. The stated errors are the
-largest over all float32 arguments, in units in the last place (tests/backends/test_vmath.py);
+largest over all float32 arguments, in units in the last place (tests/backends/test_numba_vmath.py);
 polynomials are minimax fits, of an error well below a rounding.
 """
 

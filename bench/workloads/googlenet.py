@@ -10,13 +10,14 @@ GoogLeNet. A step is what it is in :mod:`bench.workloads.mlp`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.step import CONVOLUTIONAL_TOLERANCES, draw_data, draw_layer
+from bench.workloads.step import CONVOLUTIONAL_TOLERANCES, draw_data, draw_layer, step_flop
 
 __all__ = [
     "AUX_DROPOUT",
@@ -73,6 +74,14 @@ class GoogLeNetWorkload:
     torch_modes: ClassVar[tuple[str, ...]] = ("eager", "channels_last", "compile")
     tolerances: ClassVar[dict[str, float]] = CONVOLUTIONAL_TOLERANCES
 
+    @property
+    def flop(self) -> int:
+        """Operations of a step; see :func:`bench.workloads.step.step_flop`."""
+        large = _products(_googlenet_shapes(), _SIZES)
+        if not self.distils:
+            return step_flop(self.batch_size, large)
+        return step_flop(self.batch_size, _products(_STUDENT_SHAPES, _STUDENT_SIZES), large)
+
     def params(self) -> dict[str, NDArray[np.float32]]:
         """Draw ``student.conv1.conv.weight`` and so on."""
         rng = np.random.default_rng(1)
@@ -127,6 +136,30 @@ _STUDENT_SHAPES: dict[str, tuple[int, ...]] = {
     "conv2": (STUDENT_WIDTH, STUDENT_WIDTH, 3, 3),
     "fc": (NUM_CLASSES, STUDENT_WIDTH * 13 * 13),
 }
+
+# Height and width of what the convolutions return, by the beginning of their names.
+_SIZES = {
+    "conv1": 112,
+    "conv2": 56,
+    "conv3": 56,
+    "inception3": 28,
+    "inception4": 14,
+    "inception5": 7,
+    "aux": 4,
+}
+_STUDENT_SIZES = {"conv1": 112, "conv2": 28}
+
+
+def _products(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> list[int]:
+    """Return what each layer's forward takes for one image."""
+    products = []
+    for name, shape in shapes.items():
+        size = 1
+        if len(shape) == 4:
+            (size,) = (size for prefix, size in sizes.items() if name.startswith(prefix))
+        products.append(math.prod(shape) * size**2)
+    return products
+
 
 WORKLOADS = (
     GoogLeNetWorkload("googlenet_teacher_b8", 8, distils=False),

@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 _PLAIN = LAYOUTS[:1]
-_WINOGRAD_TOLERANCE = 3e-5
+_FEW_TERMS = 1e-6  # the tolerance where nothing long is summed
+_WINOGRAD = 3e-5
 
 
 def conv2d(
@@ -62,7 +63,7 @@ def conv2d(
             "kernel_size": (kernel_size, kernel_size),
         },
         flop=dict.fromkeys(calls, 2 * math.prod(shapes["y"]) * math.prod(shapes["weight"][1:])),
-        winograd_tolerance=_WINOGRAD_TOLERANCE if (kernel_size, stride) == (3, 1) else None,
+        winograd_tolerance=_WINOGRAD if (kernel_size, stride) == (3, 1) else None,
     )
 
 
@@ -71,7 +72,12 @@ def activation(operation: str, *shape: int) -> tuple[Kernel, ...]:
     given = "y" if operation == "relu" else "x"
     calls = {"forward": "x -> y", "backward": f"dy {given} -> dx"}
     return _directions(
-        operation, _commas(*shape), {"x": shape, "y": shape}, calls, layouts=_PLAIN
+        operation,
+        _commas(*shape),
+        {"x": shape, "y": shape},
+        calls,
+        tolerance=_FEW_TERMS,
+        layouts=_PLAIN,
     )
 
 
@@ -80,7 +86,8 @@ def batch_norm(*shape: int) -> tuple[Kernel, ...]:
     return _directions(
         "batch_norm",
         _commas(*shape),
-        {"x": shape, "y": shape} | dict.fromkeys("weight bias mean var rstd".split(), shape[1:2]),
+        {"x": shape, "y": shape}
+        | dict.fromkeys(("weight", "bias", "mean", "var", "rstd"), shape[1:2]),
         {
             "forward": "x weight bias -> y mean var rstd",
             "backward": "dy x weight mean rstd -> dx dweight dbias",
@@ -141,7 +148,7 @@ def max_pool2d(
             "padding": padding,
             "ceil_mode": ceil_mode,
         },
-        tolerance=1e-6,  # it chooses, and the backward adds a few of what it chose
+        tolerance=_FEW_TERMS,
     )
 
 
@@ -154,6 +161,7 @@ def avg_pool2d(*shape: int, kernel_size: int, stride: int) -> tuple[Kernel, ...]
         {"x": shape, "y": pooled},
         {"forward": "x -> y", "backward": "dy -> dx"},
         settings={"input_shape": shape, "kernel_size": kernel_size, "stride": stride},
+        tolerance=_FEW_TERMS,
     )
 
 
@@ -165,6 +173,7 @@ def upsample_nearest2d(*shape: int, scale_factor: int) -> tuple[Kernel, ...]:
         {"x": shape, "y": (*shape[:2], *(n * scale_factor for n in shape[2:]))},
         {"forward": "x -> y", "backward": "dy -> dx"},
         settings={"scale_factor": scale_factor},
+        tolerance=_FEW_TERMS,
     )
 
 
@@ -203,7 +212,7 @@ def linear(batch: int, in_features: int, out_features: int) -> tuple[Kernel, ...
 
 def softmax_kd(batch: int, classes: int) -> tuple[Kernel, ...]:
     """Return the pair of the distillation loss: a CE + (1 − a) T² KL, the mean over the batch."""
-    rows = dict.fromkeys("student_logits teacher_logits q s t".split(), (batch, classes))
+    rows = dict.fromkeys(("student_logits", "teacher_logits", "q", "s", "t"), (batch, classes))
     return _directions(
         "softmax_kd",
         _commas(batch, classes),
@@ -217,6 +226,7 @@ def softmax_kd(batch: int, classes: int) -> tuple[Kernel, ...]:
             "hard_weight": HARD_WEIGHT,
             "soft_weight": (1 - HARD_WEIGHT) * TEMPERATURE**2,
         },
+        tolerance=_FEW_TERMS,
         layouts=_PLAIN,
     )
 
@@ -238,6 +248,7 @@ def adam(parameters: int) -> tuple[Kernel, ...]:
             "weight_decay": 0.0,
             "decoupled": False,
         },
+        tolerance=_FEW_TERMS,
         layouts=_PLAIN,
     )
 
@@ -272,10 +283,11 @@ def _directions(
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> int:
-    """Return how many windows there are; with ``ceil_mode`` one may hang over, but not begin, there."""
+    """Return how many windows there are; in ``ceil_mode`` the last may hang over the edge."""
     room = size + 2 * padding - kernel
     count = (-(-room // stride) if ceil_mode else room // stride) + 1
-    return count - 1 if (count - 1) * stride >= size + padding else count
+    begins_beyond = (count - 1) * stride >= size + padding
+    return count - begins_beyond
 
 
 def _commas(*numbers: int) -> str:

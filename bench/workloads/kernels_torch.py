@@ -68,9 +68,7 @@ def conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding
 
 
 @_returning("dx")
-def conv2d_backward_input(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
-) -> Call:
+def conv2d_backward_input(dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Call:
     return partial(_conv2d_backward, dy, x, weight, [stride] * 2, [padding] * 2, 0)
 
 

@@ -40,13 +40,20 @@ class RefkdSide:
     backend : str
     timed, verified : Objective
         The objective with dropout, and without.
+
+    Attributes
+    ----------
+    backend_seconds : float
+        How long it took to select the backend.
     """
 
     def __init__(
         self, workload: Workload, backend: str, *, timed: Objective, verified: Objective
     ) -> None:
+        started = time.perf_counter()
         if backend != "numpy":
             set_default_backend(backend)
+        self.backend_seconds = time.perf_counter() - started
         self.workload, self.timed, self.verified = workload, timed, verified
         self.params, self.state = workload.params(), workload.state()
         self.split = Split(*workload.data())

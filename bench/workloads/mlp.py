@@ -9,12 +9,13 @@ forward, backward and Adam; a distillation step evaluates the teacher first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.step import draw_data, draw_layer
+from bench.workloads.step import draw_data, draw_layer, step_flop
 
 __all__ = [
     "DROPOUT",
@@ -60,6 +61,12 @@ class MLPWorkload:
         if self.teacher_width is not None:
             networks["teacher"] = self.teacher_width
         return {k: (IN_FEATURES, w, w, NUM_CLASSES) for k, w in networks.items()}
+
+    @property
+    def flop(self) -> int:
+        """Operations of a step; see :func:`bench.workloads.step.step_flop`."""
+        products = {k: [a * b for a, b in pairwise(v)] for k, v in self.widths.items()}
+        return step_flop(self.batch_size, products["student"], products.get("teacher", ()))
 
     def params(self) -> dict[str, NDArray[np.float32]]:
         """Draw ``student.fc1.weight`` and so on, uniform in ±1/√fan_in."""

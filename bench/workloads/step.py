@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "draw_data",
     "draw_layer",
     "draw_uniform",
+    "step_flop",
 ]
 
 LEARNING_RATE = 1e-4
@@ -48,6 +49,8 @@ class Workload(Protocol):
     tolerances : mapping of str to float
         By dtype, how far the sides may be apart; see
         :func:`bench.harness.check_agreement`.
+    flop : int
+        Operations of a step; see :func:`step_flop`.
     """
 
     name: str
@@ -55,6 +58,9 @@ class Workload(Protocol):
     family: str
     torch_modes: tuple[str, ...]
     tolerances: Mapping[str, float]
+
+    @property
+    def flop(self) -> int: ...
 
     def params(self) -> dict[str, NDArray[np.float32]]:
         """Draw the parameters of all networks: ``student.fc1.weight`` and so on."""
@@ -67,6 +73,24 @@ class Workload(Protocol):
     def data(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Draw the images, one batch after the other, and their labels."""
         ...
+
+
+def step_flop(batch_size: int, learning: Sequence[int], frozen: Sequence[int] = ()) -> int:
+    """Return the additions and products of a step's linear layers and direct convolutions.
+
+    Parameters
+    ----------
+    batch_size : int
+    learning, frozen : sequence of int
+        Products that a layer's forward takes for one example, layer by layer, of the
+        network that learns and of the one that is evaluated.
+
+    Notes
+    -----
+    The gradients of weight and input take as many each, and the first layer's input needs
+    none. Nothing else is counted.
+    """
+    return 2 * batch_size * (3 * sum(learning) - learning[0] + sum(frozen))
 
 
 def draw_uniform(

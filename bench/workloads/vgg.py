@@ -17,7 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.step import CONVOLUTIONAL_TOLERANCES, draw_data, draw_layer, draw_uniform
+from bench.workloads.step import (
+    CONVOLUTIONAL_TOLERANCES,
+    draw_data,
+    draw_layer,
+    draw_uniform,
+    step_flop,
+)
 
 __all__ = [
     "HARD_WEIGHT",
@@ -69,6 +75,12 @@ class VGGWorkload:
             networks["teacher"] = self.teacher_blocks
         return networks
 
+    @property
+    def flop(self) -> int:
+        """Operations of a step; see :func:`bench.workloads.step.step_flop`."""
+        products = {name: _products(blocks) for name, blocks in self.networks.items()}
+        return step_flop(self.batch_size, products["student"], products.get("teacher", ()))
+
     def params(self) -> dict[str, NDArray[np.float32]]:
         """Draw ``student.layers.0.weight`` and so on."""
         rng = np.random.default_rng(1)
@@ -114,6 +126,18 @@ def numbered_layers(blocks: Blocks) -> Iterator[tuple[int, str, int]]:
                 number += 1
         yield number, "pool", block[-1]
         number += 1
+
+
+def _products(blocks: Blocks) -> list[int]:
+    """Return what each layer's forward takes for one image."""
+    products, (width, size, _) = [], IMAGE
+    for _, kind, channels in numbered_layers(blocks):
+        if kind == "conv":
+            products.append(channels * width * 3**2 * size**2)
+            width = channels
+        elif kind == "pool":
+            size //= 2
+    return [*products, width * NUM_CLASSES]
 
 
 WORKLOADS = (

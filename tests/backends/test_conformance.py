@@ -221,12 +221,20 @@ def test_nan_and_infinity_come_out_where_the_reference_has_them(
             place = rng.integers(call.arrays[name].size)
             planted, large = (with_entry(call, name, place, value) for value in (special, 1e15))
             with np.errstate(all="ignore"):
-                expected, dependent = reference(planted), reference(large)
+                expected, exact = reference(planted), reference(planted.astype("float64"))
                 actual = override.results(planted)
-            for a, e, d in zip(actual, expected, dependent, strict=True):
+                if override.kernel.startswith("conv2d"):
+                    check_convolved(override, planted, actual, expected, reference(large))
+                    continue
+            for a, e, x in zip(actual, expected, exact, strict=True):
                 if e is not None:
                     where = f"{planted}: {special} in {name}"
-                    check_special(override, where, a, e, size_of_those=np.abs(d))
+                    np.testing.assert_array_equal(np.isfinite(a), np.isfinite(e), where)
+                    if np.isnan(special):
+                        continue
+                    # Which of them infinity becomes may hang on a rounding: ∞ − ∞, 0 · ∞.
+                    agreed = np.isinf(a) & np.isinf(e) & (e == x)
+                    np.testing.assert_array_equal(a[agreed], np.asarray(e)[agreed], where)
 
 
 def with_entry(call: Call, name: str, place: int, value: float) -> Call:
@@ -235,18 +243,18 @@ def with_entry(call: Call, name: str, place: int, value: float) -> Call:
     return call.replaced({name: array})
 
 
-def check_special(
-    override: Override, where: str, actual: Any, expected: Any, size_of_those: Any
-) -> None:
-    if override.kernel.startswith("conv2d"):
-        # The reference multiplies the zeros beyond the border too, which makes NaN of infinity;
-        # Winograd's transforms have in all of a tile what is anywhere in it.
-        assert not np.any(np.isfinite(actual) & (size_of_those > 1e10)), where
-        if override.error_factor == 4:
-            assert not np.any(np.isfinite(expected) & ~np.isfinite(actual)), where
-        return
-    for is_it in (np.isnan, np.isposinf, np.isneginf):
-        np.testing.assert_array_equal(is_it(actual), is_it(expected), where)
+def check_convolved(override: Override, call: Call, *of: Any) -> None:
+    """Check what a convolution makes of one entry that is not finite, and of one that is large.
+
+    Whatever depends on the entry is not finite, and nothing else is, but: the reference
+    multiplies the zeros beyond the border too, which makes NaN of infinity, and Winograd's
+    transforms have in all of a tile what is anywhere in it.
+    """
+    for actual, expected, large in zip(*of, strict=True):
+        if expected is not None:
+            assert not np.any(np.isfinite(actual) & (np.abs(large) > 1e10)), call
+            if override.error_factor == 4:
+                assert not np.any(np.isfinite(expected) & ~np.isfinite(actual)), call
 
 
 @each_override
@@ -336,7 +344,7 @@ def test_read_only_arrays_are_read_and_not_written(override: Override) -> None:
         moved = override.moved(call)
         for array in moved.arrays.values():
             array.flags.writeable = False
-        if override.kernel.endswith("_update") and call.arrays[next(iter(call.arrays))].size:
+        if override.kernel.endswith("_update"):
             with pytest.raises(ValueError, match="read-only"):
                 override.make(moved)
         else:

@@ -22,7 +22,7 @@ except BackendUnavailable as reason:
 import refkd_numba.settings
 from refkd_numba import conv
 from refkd_numba.compile import compiled
-from refkd_numba.conv import winograd
+from refkd_numba.conv import transforms
 from refkd_numba.microkernel import COLUMNS, ROWS, tile
 
 Sizes = tuple[int, int]
@@ -149,17 +149,17 @@ def test_the_winograd_formula_is_convolution() -> None:
     def matrix(function: Any, size: int) -> Any:
         return np.array([function(*row) for row in np.eye(size, dtype=np.float32)]).T.astype(float)
 
-    to_points = matrix(winograd.input_points.py_func, 6)
-    of_weight = matrix(winograd.weight_points.py_func, 3)
-    to_outputs = matrix(winograd.output_values.py_func, 6)
+    to_points = matrix(transforms.input_points, 6)
+    of_weight = matrix(transforms.weight_points, 3)
+    to_outputs = matrix(transforms.output_values, 6)
     for tap in range(3):
         through = to_outputs @ np.diag(of_weight[:, tap]) @ to_points
         expected = np.zeros((4, 6))
         expected[range(4), range(tap, tap + 4)] = 1
         np.testing.assert_allclose(through, expected, atol=1e-6)
     # The other two are their transposes.
-    np.testing.assert_allclose(matrix(winograd.gradient_points.py_func, 4), to_outputs.T, atol=1e-7)
-    np.testing.assert_allclose(matrix(winograd.weight_values.py_func, 6), of_weight.T, atol=1e-7)
+    np.testing.assert_allclose(matrix(transforms.gradient_points, 4), to_outputs.T, atol=1e-7)
+    np.testing.assert_allclose(matrix(transforms.weight_values, 6), of_weight.T, atol=1e-7)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from bench.harness import VerificationError, check_agreement
 from bench.workloads import WORKLOADS, googlenet
 from bench.workloads.googlenet import GoogLeNetWorkload
 from bench.workloads.googlenet_refkd import open_side
+from refkd.ops import conv
 
 TEACHER = GoogLeNetWorkload("teacher", 1, distils=False)
 KD = GoogLeNetWorkload("kd", 2, distils=True)
@@ -36,6 +38,33 @@ def test_the_two_rows_have_the_published_numbers_of_parameters() -> None:
         sizes[name.partition(".")[0]] += value.size
     assert sizes == {"student": 41_029, "teacher": 10_318_655}
     assert sum(v.size for v in TEACHER.params().values()) == 10_318_655
+
+
+def test_operations_are_those_of_direct_convolution() -> None:
+    gflop = [WORKLOADS[f"googlenet_{name}"].flop / 1e9 for name in ("teacher_b8", "kd_b32")]
+    assert gflop == pytest.approx([74.34, 110.58], abs=0.005)
+
+
+def test_sizes_are_those_of_refkds_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions: list[int] = []
+
+    def counting(x: Any, weight: Any, *others: Any, **options: Any) -> Any:
+        y = conv.conv2d_forward(x, weight, *others, **options)
+        convolutions.append(y[0].size * weight[0].size)
+        return y
+
+    monkeypatch.setattr("refkd.nn.conv.conv2d_forward", counting)
+    for name, shapes, sizes in (
+        ("teacher", googlenet._googlenet_shapes(), googlenet._SIZES),
+        ("student", googlenet._STUDENT_SHAPES, googlenet._STUDENT_SIZES),
+    ):
+        network = open_side("kd", "numpy", 1).timed.networks[name]
+        params, state = network.init(np.random.default_rng(0))
+        images = np.zeros((1, 3, 224, 224), np.float32)
+        network.forward(params, state, images, train=True, rng=np.random.default_rng(0))
+        linear = [math.prod(shape) for shape in shapes.values() if len(shape) == 2]
+        assert sorted(convolutions + linear) == sorted(googlenet._products(shapes, sizes))
+        convolutions.clear()
 
 
 @pytest.mark.parametrize("workload", [TEACHER, KD])

@@ -17,6 +17,8 @@ from bench.harness import (
     measure,
     take_turns,
 )
+from refkd.dispatch import available_backends
+from refkd.threads import blas_threads, usable_cores
 
 
 class ScriptedSide:
@@ -131,6 +133,28 @@ def test_a_worker_answers_from_its_own_process_whatever_its_libraries_print(
             assert gradient.dtype == dtype
             np.testing.assert_array_equal(gradient, [1.0, -3.0])
         assert 5 < worker.peak_rss_mb() < 500
+
+
+def test_a_worker_has_further_variables_and_tells_how_long_its_backend_took(
+    fake_module: str,
+) -> None:
+    variables = {"FAKE_SECONDS": "0.5"}
+    with Worker(fake_module, "any", "tells a variable", threads=1, variables=variables) as worker:
+        assert worker.run(2) == [0.5, 0.5]
+        assert worker.backend_seconds == 0.25
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_teams_of_a_backend_have_the_threads_of_the_worker(
+    fake_module: str, backend: str, threads: int
+) -> None:
+    if available_backends().get(backend) is not None:
+        pytest.skip(f"no backend {backend}")
+    if blas_threads() is None or usable_cores() < threads:
+        pytest.skip("NumPy's BLAS is not OpenBLAS, or there are too few cores")
+    with Worker(fake_module, backend, "tells its team", threads=threads) as worker:
+        assert worker.run(1) == [threads]
 
 
 @pytest.mark.parametrize(

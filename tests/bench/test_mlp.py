@@ -26,6 +26,14 @@ def test_the_five_rows_are_there() -> None:
     ]
 
 
+def test_operations_are_those_of_the_products() -> None:
+    gflop = [round(WORKLOADS[name].flop / 1e9, 3) for name in MLP]
+    assert gflop == [0.002, 0.155, 0.621, 0.399, 1.597]
+    # Forward, the gradient of the weights, and that of the input but for the first layer's.
+    products = 20 * 784 + 20 * 20 + 10 * 20
+    assert WORKLOADS["mlp_student_b32"].flop == 2 * 32 * (3 * products - 20 * 784)
+
+
 def test_every_run_starts_from_the_same_parameters_and_returns_one_time_per_step() -> None:
     side = open_side("mlp_kd_b32", "numpy", 1)
     before = {name: value.copy() for name, value in side.params.items()}

@@ -30,6 +30,18 @@ def test_the_two_rows_have_the_published_numbers_of_parameters() -> None:
     assert sizes == {"student": 437_034, "teacher": 14_728_266}
 
 
+def test_operations_are_those_of_direct_convolution() -> None:
+    gflop = {name: w.flop / 1e9 for name, w in WORKLOADS.items() if name.startswith("vgg")}
+    assert gflop == pytest.approx({"vgg_student_b64": 12.23, "vgg_kd_b64": 52.32}, abs=0.005)
+    sizes = (32, 16, 8, 4, 2)  # each block's
+    widths = (3, 4, 4, 6, 8, 8)
+    products = [9 * a * b * s * s for a, b, s in zip(widths, widths[1:], sizes, strict=False)]
+    learning = VGGWorkload("small", 3, SMALL.blocks)
+    assert learning.flop == 2 * 3 * (3 * (sum(products) + 8 * 10) - products[0])
+    teacher = [9 * (3 * 4 + 4 * 6) * 32**2, 9 * 6 * 8 * 16**2, *(9 * 64 * s**2 for s in (8, 4, 2))]
+    assert SMALL.flop - learning.flop == 2 * 3 * (sum(teacher) + 8 * 10)
+
+
 def test_names_and_shapes_are_those_of_refkds_network() -> None:
     networks = open_side("small", "numpy", 1).timed.networks
     params, state = SMALL.params(), SMALL.state()

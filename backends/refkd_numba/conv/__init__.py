@@ -46,9 +46,8 @@ ERROR_FACTORS = {
 
 _WORTH = 1 << 20  # products; below it the work is not worth a second thread
 _WINOGRAD_TILES = 32
-_WINOGRAD_CHANNELS = 16
-_WINOGRAD_SUMS = 1 << 22  # values of the sums for a weight's gradient
-_WINOGRAD_CHUNK = 1 << 21  # values of transformed tiles at a time
+_WINOGRAD_CHANNELS = 16  # at least a vector
+_WINOGRAD_SUMS = 1 << 22  # values of the sums for a weight's gradient, in each thread
 _NO_BIAS = np.empty(0, np.float32)
 
 
@@ -296,23 +295,25 @@ def _winograd(
     padded = panels.shape[1] * COLUMNS
     block = winograd.tiles_at_a_time(max(x.shape[3], padded))
     threads = worker_threads()
-    inputs = empty((threads, winograd.POINTS, block, x.shape[3]))
-    products = empty((threads, winograd.POINTS, block, padded))
+    inputs, products = (_points(threads, block, channels) for channels in (x.shape[3], padded))
     share(winograd.forward, x, panels, bias, y, *padding, relu, inputs, products)
 
 
 def _winograd_weight(
     x: NDArray[Any], dy: NDArray[Any], dweight: NDArray[Any], g: ConvSizes
 ) -> None:
-    tiles, points = _tiles(g.batch, g.output_size), winograd.POINTS
-    chunk = min(tiles, max(64, _WINOGRAD_CHUNK // (points * (g.inputs + g.outputs))))
-    inputs, gradients = empty((points, chunk, g.inputs)), empty((points, chunk, g.outputs))
-    sums = empty((points, g.inputs, g.outputs))
-    for first in range(0, tiles, chunk):
-        count = min(chunk, tiles - first)
-        share(winograd.transform_for_weight, x, dy, *g.padding, first, count, inputs, gradients)
-        share(winograd.multiply_for_weight, inputs, gradients, count, first > 0, sums)
+    padded = -(-g.outputs // COLUMNS) * COLUMNS
+    block = winograd.tiles_at_a_time(max(g.inputs, padded))
+    threads = worker_threads()
+    inputs, gradients = (_points(threads, block, channels) for channels in (g.inputs, padded))
+    sums = empty((threads, winograd.POINTS, g.inputs, padded))
+    share(winograd.weight_sums, x, dy, *g.padding, inputs, gradients, sums)
     share(winograd.weight_gradient, sums, dweight)
+
+
+def _points(threads: int, block: int, channels: int) -> NDArray[Any]:
+    """Return scratch for transformed tiles."""
+    return empty((threads, winograd.POINTS, block * channels + winograd.SPARE))
 
 
 def _panels(weight: Array, groups: int, *, flipped: bool) -> Packed:

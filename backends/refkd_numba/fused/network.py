@@ -140,7 +140,7 @@ def fuse(layer: Any, prepared: Prepared | None = None) -> Any:
     for kind, fused in ((Parallel, FusedParallel), (Concat, FusedConcat)):
         if type(layer) is kind:
             return fused(**values)
-    if type(layer) is MaxPool2d and math.prod(layer.kernel_size) <= 256:
+    if type(layer) is MaxPool2d and math.prod(layer.kernel_size) < 256:
         return FusedMaxPool2d(**values)
     return dataclasses.replace(layer, **values)
 

@@ -20,23 +20,23 @@ import math
 import numpy as np
 
 from refkd_numba.compile import compiled, device
-from refkd_numba.cross_entropy import cross_entropy_gradient_rows, cross_entropy_rows
-from refkd_numba.kd import kd_gradient_rows, kd_rows
 from refkd_numba.linear import part
 from refkd_numba.microkernel import ROWS, tile
 from refkd_numba.products import (
     FLOAT,
+    NONE,
+    ONCE,
     PANEL,
     STEPS,
+    address,
     copy_into_panels,
     floats,
     panels_for,
     product,
     transpose_into_panels,
 )
-from refkd_numba.reduction import expected_difference, work_rows
-from refkd_numba.softmax import both_softmaxes, rows_at_a_time
 from refkd_numba.update import adam, sgd
+from refkd_numba.vmath import exp_nonpositive, log
 
 # Operations.
 PACK, FORWARD, LOSS, BACKWARD, CHECK, UPDATE = range(6)
@@ -47,7 +47,7 @@ SOURCE, SOURCE_ROWS, TARGET, TARGET_ROWS, GRADIENT = range(6, 11)
 """Panels: of the inputs, both ways, of the outputs, both ways, of the outputs' gradient."""
 WEIGHT_KEPT, BIAS_KEPT = 11, 13
 """What the optimiser keeps of each, one or two arrays; for KEEP, where the gradient goes."""
-COLUMNS_OF_LAYERS = 15
+LAYER_COLUMNS = 15
 
 # Facts of a step: numbers of examples, layers' indices, and choices.
 EXAMPLES, CAPACITY, TRAINS, FIRST_LAYER, TEACHER = range(5)
@@ -71,7 +71,7 @@ REFUSED, DOUBTFUL, FINE = -1.0, 0.0, 1.0
 
 _LARGEST = 1e38  # of a gradient whose sum surely stays below float32's 3.4e38
 _BACKWARD_STEPS, _BACKWARD_ROWS = 128, 240  # so many entries of W at a time, for all panels
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @compiled
@@ -113,15 +113,13 @@ def _pack(layer, facts, x, norms, thread, threads):
     examples, inputs = x.shape
     begin, end = part(inputs, thread, threads)
     transpose_into_panels(
-        x.ctypes.data, inputs * FLOAT, examples, begin, end,
+        address(x), inputs * FLOAT, examples, begin, end,
         layer[SOURCE] + begin * PANEL * FLOAT, inputs * PANEL * FLOAT,
     )  # fmt: skip
     if layer[SOURCE_ROWS]:
         panel = facts[CAPACITY] * PANEL * FLOAT
         rows = layer[SOURCE_ROWS] + begin // PANEL * panel
-        copy_into_panels(
-            x[:, begin:].ctypes.data, inputs * FLOAT, examples, end - begin, rows, panel
-        )
+        copy_into_panels(address(x[:, begin:]), inputs * FLOAT, examples, end - begin, rows, panel)
         square = 0.0
         for p in range(panels_for(end - begin)):
             square += _sum_of_squares(floats(rows + p * panel, examples * PANEL))
@@ -205,74 +203,118 @@ def _transpose_panels(panels, features, rows, examples, target, capacity):
 
 @device
 def _loss(layer, teacher, facts, numbers, labels, targets, results, norms, scratch):
-    """Write the terms, and the gradient of the last layer's outputs."""
+    """Write the terms, and the gradient of the last layer's outputs, panel by panel."""
     examples, classes = facts[EXAMPLES], layer[OUTPUTS]
-    size = examples * classes
-    z, dz, log_q = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
-    _rows_of_panels(layer[TARGET], examples, classes, z)
-    work = work_rows(classes)
+    size = classes * PANEL
+    lanes, scratch = scratch[: 2 * PANEL], scratch[2 * PANEL :]
+    log_q, log_s, log_t = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
+    taught = teacher[TARGET]
+    if targets.size:
+        taught = address(scratch[3 * size :])
+        transpose_into_panels(
+            address(targets), classes * FLOAT, examples, NONE, classes, taught, size * FLOAT
+        )
+    distils = facts[DISTILS] != 0
+    hard, soft, square = 0.0, 0.0, 0.0
+    for p in range(panels_for(examples)):
+        own = labels[p * PANEL : min((p + 1) * PANEL, examples)]
+        for label in own:
+            if label < 0 or label >= classes:
+                results[VERDICT] = REFUSED
+                return
+        offset = p * size * FLOAT
+        z, dz = floats(layer[TARGET] + offset, size), floats(layer[GRADIENT] + offset, size)
+        _log_softmax(z, 1.0, lanes, log_q)
+        if distils:
+            _log_softmax(z, numbers[TEMPERATURE], lanes, log_s)
+            _log_softmax(floats(taught + offset, size), numbers[TEMPERATURE], lanes, log_t)
+            soft += _divergence(log_s, log_t, facts[HAS_ENTROPY] != 0, own.size)
+        hard += _cross_entropy(log_q, own, numbers, distils)
+        _slopes(log_q, log_s, log_t, own, numbers, distils, examples, lanes, dz)
+        square += _sum_of_squares(dz)
+    results[HARD] = np.float32(hard / examples)
+    results[SOFT] = np.float32(soft / numbers[DIVISOR])
+    results[TOTAL] = np.float32(
+        numbers[HARD_WEIGHT] * results[HARD] + numbers[SOFT_WEIGHT] * results[SOFT]
+    )
     results[VERDICT] = DOUBTFUL
-    if facts[DISTILS]:
-        v = scratch[3 * size : 4 * size]
-        if targets.size:
-            for n in range(examples):
-                for c in range(classes):
-                    v[n * classes + c] = targets[n, c]
-        else:
-            _rows_of_panels(teacher[TARGET], examples, classes, v)
-        s, t = scratch[4 * size : 5 * size], scratch[5 * size : 6 * size]
-        temperature, divisor = numbers[TEMPERATURE], numbers[DIVISOR]
-        hard, soft, misfits = kd_rows(z, v, labels, classes, 1 / temperature, log_q, s, t, work)
-        if misfits:
-            results[VERDICT] = REFUSED
-        if facts[HAS_ENTROPY]:
-            soft += _entropy(v, classes, 1 / temperature, dz, work)
-        results[HARD] = np.float32(hard / examples)
-        results[SOFT] = np.float32(soft / divisor)
-        results[TOTAL] = np.float32(
-            numbers[HARD_WEIGHT] * results[HARD] + numbers[SOFT_WEIGHT] * results[SOFT]
-        )
-        kd_gradient_rows(
-            log_q, s, t, labels, classes, numbers[HARD_WEIGHT] / examples,
-            numbers[SOFT_WEIGHT] / (temperature * divisor), 1.0, dz,
-        )  # fmt: skip
-    else:
-        on, off, losses = numbers[ON], numbers[OFF], scratch[3 * size : 3 * size + examples]
-        nothing = scratch[:0]
-        total = cross_entropy_rows(z, labels, nothing, on, off, classes, log_q, losses, work)
-        results[TOTAL] = results[HARD] = results[SOFT] = np.float32(total / examples)
-        cross_entropy_gradient_rows(
-            log_q, labels, nothing, on, off, classes, 1 / examples, nothing, dz
-        )
-    _note(norms, _sum_of_squares(dz), 0, 1)
-    transpose_into_panels(
-        dz.ctypes.data, classes * FLOAT, examples, 0, classes, layer[GRADIENT],
-        classes * PANEL * FLOAT,
-    )  # fmt: skip
+    _note(norms, square, NONE, ONCE)
 
 
 @device
-def _entropy(v, classes, scale, t, work):
-    """Return Σ −t log t with t = softmax(scale · v), of all rows."""
-    block = rows_at_a_time(classes) * classes
+def _log_softmax(z, temperature, lanes, y):
+    """Write log softmax(z / temperature) over the classes of each example of a panel."""
+    temperature = np.float32(temperature)
+    top, total = lanes[:PANEL], lanes[PANEL:]
+    for lane in range(PANEL):
+        top[lane], total[lane] = z[lane], _ZERO
+    for c in range(PANEL, z.size, PANEL):
+        row = z[c : c + PANEL]
+        for lane in range(PANEL):
+            top[lane] = row[lane] if row[lane] > top[lane] else top[lane]
+    for c in range(0, z.size, PANEL):
+        row, out = z[c : c + PANEL], y[c : c + PANEL]
+        for lane in range(PANEL):
+            out[lane] = (row[lane] - top[lane]) / temperature
+            total[lane] += exp_nonpositive(out[lane])
+    for lane in range(PANEL):
+        total[lane] = log(total[lane])
+    for c in range(0, z.size, PANEL):
+        out = y[c : c + PANEL]
+        for lane in range(PANEL):
+            out[lane] -= total[lane]
+
+
+@device
+def _divergence(log_s, log_t, has_entropy, count):
+    """Return Σ t (log t − log s), or with the teacher's entropy Σ −t log s."""
+    kept = _ZERO if has_entropy else _ONE
     result = 0.0
-    for first in range(0, v.size, block):
-        logits = v[first : first + block]
-        log_t, zero = work[0, : logits.size], work[1, : logits.size]
-        zero[:] = _ZERO
-        both_softmaxes(logits, log_t, t[: logits.size], classes, np.float32(scale))
-        result += expected_difference(t[: logits.size], zero, log_t)
+    for c in range(0, log_s.size, PANEL):
+        a, b = log_s[c : c + count], log_t[c : c + count]
+        for lane in range(count):
+            result += exp_nonpositive(b[lane]) * (kept * b[lane] - a[lane])
     return result
 
 
 @device
-def _rows_of_panels(panels, examples, features, rows):
-    for n in range(examples):
-        p = n // PANEL
-        source = floats(panels + p * features * PANEL * FLOAT, features * PANEL)[n - p * PANEL :]
-        target = rows[n * features : (n + 1) * features]
-        for i in range(features):
-            target[i] = source[i * PANEL]
+def _cross_entropy(log_q, labels, numbers, distils):
+    """Return Σ −t log q, where t is ON for the label and OFF for the others."""
+    on, off = np.float32(numbers[ON]), np.float32(numbers[OFF])
+    result = 0.0
+    for lane in range(labels.size):
+        result -= (on - off) * log_q[labels[lane] * PANEL + lane]
+    if not distils:  # even where OFF is 0: 0 · ∞ is NaN, as in the reference
+        for c in range(0, log_q.size, PANEL):
+            row = log_q[c : c + labels.size]
+            for lane in range(labels.size):
+                result -= off * row[lane]
+    return result
+
+
+@device
+def _slopes(log_q, log_s, log_t, labels, numbers, distils, examples, lanes, dz):
+    """Write a (q Σ t − t)/B + w (s − t)/(T R), and 0 for lanes without an example."""
+    classes = dz.size // PANEL
+    on, off = np.float32(numbers[ON]), np.float32(numbers[OFF])
+    mass = np.float32(numbers[ON] + (classes - 1) * numbers[OFF])
+    hard = np.float32(numbers[HARD_WEIGHT] / examples)
+    soft = np.float32(numbers[SOFT_WEIGHT] / (numbers[TEMPERATURE] * numbers[DIVISOR]))
+    chosen = lanes[:PANEL]
+    for lane in range(labels.size):
+        chosen[lane] = labels[lane]
+    for c in range(classes):
+        first, this = c * PANEL, np.float32(c)
+        q, out = log_q[first : first + PANEL], dz[first : first + PANEL]
+        for lane in range(PANEL):
+            target = on if chosen[lane] == this else off
+            out[lane] = (exp_nonpositive(q[lane]) * mass - target) * hard
+        if distils:
+            s, t = log_s[first : first + PANEL], log_t[first : first + PANEL]
+            for lane in range(PANEL):
+                out[lane] += (exp_nonpositive(s[lane]) - exp_nonpositive(t[lane])) * soft
+        for lane in range(labels.size, PANEL):
+            out[lane] = _ZERO
 
 
 @device
@@ -350,7 +392,7 @@ def _update(layer, facts, numbers, scratch, thread, threads):
     width = panels_for(inputs) * PANEL
     full, rest = examples // PANEL, examples % PANEL
     next_panel, next_rows = outputs * PANEL * FLOAT, PANEL * PANEL * FLOAT
-    gradients = scratch.ctypes.data
+    gradients = address(scratch)
     for o in range(begin, end, ROWS):
         height = min(ROWS, end - o)
         a = layer[GRADIENT] + o * PANEL * FLOAT
@@ -360,12 +402,12 @@ def _update(layer, facts, numbers, scratch, thread, threads):
             if full:
                 tile(
                     height, a, PANEL * FLOAT, FLOAT, next_panel, b, PANEL * FLOAT, next_rows,
-                    full, PANEL, c, width * FLOAT, 0,
+                    full, PANEL, c, width * FLOAT, NONE,
                 )  # fmt: skip
             if rest:
                 tile(
-                    height, a + full * next_panel, PANEL * FLOAT, FLOAT, 0,
-                    b + full * next_rows, PANEL * FLOAT, 0, 1, rest, c, width * FLOAT, full,
+                    height, a + full * next_panel, PANEL * FLOAT, FLOAT, NONE,
+                    b + full * next_rows, PANEL * FLOAT, NONE, ONCE, rest, c, width * FLOAT, full,
                 )  # fmt: skip
         for row in range(height):
             _take_step(

@@ -13,9 +13,8 @@ from refkd.dispatch import Array
 from refkd.nn import Dropout, Flatten, Linear, ReLU, Sequential
 from refkd.nn.layer import Layer
 from refkd_numba.buffers import empty
-from refkd_numba.microkernel import ROWS
+from refkd_numba.microkernel import COLUMNS, ROWS
 from refkd_numba.mlp import kernels
-from refkd_numba.products import PANEL
 
 __all__ = ["Dense", "Room", "dense_layers", "flattens", "shapes_of"]
 
@@ -94,14 +93,15 @@ class Room:
         self.capacity, self.threads = capacity, threads
         self._dense, self._frozen_count = [*frozen, *learning], len(frozen)
         count = len(self._dense)
-        self.layers = np.zeros((count, kernels.COLUMNS_OF_LAYERS), np.int64)
+        self.layers = np.zeros((count, kernels.LAYER_COLUMNS), np.int64)
         self.dropout = np.zeros((count, 2))
         self.norms = np.zeros((2, count, threads))
         self.results = np.zeros(kernels.COUNT_OF_RESULTS)
-        widest = max(_panels(dense.inputs) * PANEL for dense in learning)
+        widest = max(_panels(dense.inputs) * COLUMNS for dense in learning)
         most = max(dense.outputs for dense in learning)
         classes = learning[-1].outputs
-        self.scratch = empty((threads, max(ROWS * widest, most, 6 * capacity * classes)))
+        loss = 2 * COLUMNS + (3 * COLUMNS + _panels(capacity) * COLUMNS) * classes
+        self.scratch = empty((threads, max(ROWS * widest, most, loss)))
         self.draws: list[tuple[NDArray[Any], int]] = []
         """Room for the random numbers of each layer with dropout, and how many an example takes."""
         self._held: list[NDArray[Any]] = []
@@ -118,7 +118,9 @@ class Room:
             row[kernels.TARGET] = source = self._panels_of_examples(dense.outputs)
             if learns:
                 row[kernels.GRADIENT] = self._panels_of_examples(dense.outputs)
-                row[kernels.SOURCE_ROWS] = self._new((_panels(dense.inputs), self.capacity, PANEL))
+                row[kernels.SOURCE_ROWS] = self._new(
+                    (_panels(dense.inputs), self.capacity, COLUMNS)
+                )
         rows[:-1, kernels.TARGET_ROWS] = rows[1:, kernels.SOURCE_ROWS]
         for i, dense in enumerate(layers if learns else [], self._frozen_count):
             if dense.dropout > 0:
@@ -128,7 +130,7 @@ class Room:
                 self.draws.append((self._held[-1], dense.outputs))
 
     def _panels_of_examples(self, features: int) -> int:
-        return self._new((_panels(self.capacity), features, PANEL))
+        return self._new((_panels(self.capacity), features, COLUMNS))
 
     def _new(self, shape: tuple[int, ...]) -> int:
         """Return the address of new memory."""
@@ -154,7 +156,7 @@ class Room:
 
 
 def _panels(count: int) -> int:
-    return -(-count // PANEL)
+    return -(-count // COLUMNS)
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -20,9 +20,9 @@ from refkd.threads import worker_threads
 from refkd.train.optim import SGD, Adam, AdamW
 from refkd.train.step import EagerStep, check_gradients, check_terms
 from refkd_numba.buffers import empty
+from refkd_numba.microkernel import COLUMNS
 from refkd_numba.mlp import kernels
 from refkd_numba.mlp.room import Dense, Room, dense_layers, flattens, shapes_of
-from refkd_numba.products import PANEL
 from refkd_numba.team import share
 
 __all__ = ["MLPStep", "compile_step"]
@@ -254,7 +254,7 @@ def _program(
     frozen: list[Dense], learning: list[Dense], first: int, examples: int, threads: int
 ) -> _Program:
     """Return the program of a step; ``first`` is the index of the first layer that learns."""
-    rows = -(-examples // PANEL) * PANEL
+    rows = -(-examples // COLUMNS) * COLUMNS
     costs = [rows * dense.inputs * dense.outputs for dense in learning]
     last = len(learning) - 1
     parts = [(kernels.PACK, first, _PER_VALUE * examples * learning[0].inputs)]
@@ -290,6 +290,7 @@ def _facts_and_numbers(
     facts = np.zeros(kernels.COUNT_OF_FACTS, np.int64)
     numbers = np.zeros(kernels.COUNT_OF_NUMBERS)
     facts[kernels.FIRST_LAYER] = len(frozen)
+    numbers[[kernels.ON, kernels.TEMPERATURE, kernels.HARD_WEIGHT, kernels.DIVISOR]] = 1
     if type(objective) is LogitDistillation:
         spec = objective.spec
         facts[kernels.DISTILS] = True

@@ -18,10 +18,8 @@ from refkd_numba.reduction import (
     row_at,
     row_scale,
     scales,
-    two_blocks,
-    work_rows,
 )
-from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time
+from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time, two_blocks, work_space
 from refkd_numba.team import share, span
 from refkd_numba.vmath import dot, elementwise, total
 
@@ -114,7 +112,7 @@ def _cross_entropy(
     logits, labels, distributions, on, off, classes, log_q, losses, sums, thread, threads
 ):
     """Write losses = −Σ t log q; a row of ``sums`` is the sum of a part of them."""
-    parts, work = span(len(sums), thread, threads), work_rows(classes)
+    parts, work = span(len(sums), thread, threads), work_space(classes)
     for part in range(parts.start, parts.stop):
         rows = span(losses.size, part, len(sums))
         block = slice(rows.start * classes, rows.stop * classes)
@@ -150,7 +148,7 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
         last = min(first + step, losses.size)
         block = slice(first * classes, last * classes)
         q, _ = two_blocks(work, block)
-        both_softmaxes(logits[block], log_q[block], q, classes, _ONE)
+        both_softmaxes(logits[block], log_q[block], q, classes, _ONE, work)
         for row in range(first, last):
             log_row = log_q[row_at(row, classes)]
             if labels.size == 0:

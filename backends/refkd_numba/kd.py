@@ -16,10 +16,8 @@ from refkd_numba.reduction import (
     expected_difference,
     flat_rows,
     room_for_sums,
-    two_blocks,
-    work_rows,
 )
-from refkd_numba.softmax import both_softmaxes, rows_at_a_time
+from refkd_numba.softmax import both_softmaxes, rows_at_a_time, two_blocks, work_space
 from refkd_numba.team import share, span
 from refkd_numba.vmath import elementwise
 
@@ -117,7 +115,7 @@ def _kd_labels(
 @compiled
 def _kd(z, v, labels, classes, scale, q, s, t, sums, thread, threads):
     """Write q, s and t of softmax_kd_forward; a row of ``sums`` is a part's from kd_rows."""
-    parts, work = span(len(sums), thread, threads), work_rows(classes)
+    parts, work = span(len(sums), thread, threads), work_space(classes)
     for part in range(parts.start, parts.stop):
         rows = span(z.size // classes, part, len(sums))
         block = slice(rows.start * classes, rows.stop * classes)
@@ -141,7 +139,7 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     """Write q = softmax(z), s = softmax(scale · z) and t = softmax(scale · v) of all rows.
 
     Returns Σ −log q[label], without labels 0, Σ t (log t − log s), and how many labels are
-    no class. ``work`` is from :func:`~refkd_numba.reduction.work_rows`.
+    no class. ``work`` is from :func:`~refkd_numba.softmax.work_space`.
     """
     step = rows_at_a_time(classes)
     rows = z.size // classes
@@ -151,15 +149,15 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
         last = min(first + step, rows)
         block = slice(first * classes, last * classes)
         log_s, log_t = two_blocks(work, block)
-        both_softmaxes(z[block], log_s, q[block], classes, _ONE)
+        both_softmaxes(z[block], log_s, q[block], classes, _ONE, work)
         if labels.size:
             for row in range(first, last):
                 if 0 <= labels[row] < classes:
                     hard -= log_s[(row - first) * classes + labels[row]]  # log q, at this point
                 else:
                     misfits += 1
-        both_softmaxes(z[block], log_s, s[block], classes, scale)
-        both_softmaxes(v[block], log_t, t[block], classes, scale)
+        both_softmaxes(z[block], log_s, s[block], classes, scale, work)
+        both_softmaxes(v[block], log_t, t[block], classes, scale, work)
         soft += expected_difference(t[block], log_t, log_s)
     return hard, soft, misfits
 

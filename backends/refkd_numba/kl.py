@@ -20,8 +20,6 @@ from refkd_numba.reduction import (
     row_at,
     row_scale,
     scales,
-    two_blocks,
-    work_rows,
 )
 from refkd_numba.softmax import (
     both_softmaxes,
@@ -29,6 +27,8 @@ from refkd_numba.softmax import (
     rows_at_a_time,
     softmax,
     softmax_gradient,
+    two_blocks,
+    work_space,
 )
 from refkd_numba.team import share, span
 from refkd_numba.vmath import elementwise, total
@@ -137,15 +137,15 @@ def _is_divergence(arrays: tuple[Array, Array], temperature: float, reduction: s
 def _kl(p_logits, q_logits, classes, scale, log_p, log_q, losses, sums, thread, threads):
     """Write losses = Σ p (log p − log q)."""
     parts, step = span(len(sums), thread, threads), rows_at_a_time(classes)
-    scale, work = np.float32(scale), work_rows(classes)
+    scale, work = np.float32(scale), work_space(classes)
     for part in range(parts.start, parts.stop):
         rows = span(losses.size, part, len(sums))
         for first in range(rows.start, rows.stop, step):
             last = min(first + step, rows.stop)
             block = slice(first * classes, last * classes)
             p, q = two_blocks(work, block)
-            both_softmaxes(p_logits[block], log_p[block], p, classes, scale)
-            both_softmaxes(q_logits[block], log_q[block], q, classes, scale)
+            both_softmaxes(p_logits[block], log_p[block], p, classes, scale, work)
+            both_softmaxes(q_logits[block], log_q[block], q, classes, scale, work)
             for row in range(first, last):
                 at, here = row_at(row, classes), row_at(row - first, classes)
                 losses[row] = expected_difference(p[here], log_p[at], log_q[at])
@@ -156,7 +156,7 @@ def _kl(p_logits, q_logits, classes, scale, log_p, log_q, losses, sums, thread, 
 def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threads):
     """Write dp = p (l − Σ p l) · scale, l = log p − log q, and dq = (q − p) · scale."""
     rows, step = span(log_p.size // classes, thread, threads), rows_at_a_time(classes)
-    work = work_rows(classes)
+    work = work_space(classes)
     for first in range(rows.start, rows.stop, step):
         last = min(first + step, rows.stop)
         block = slice(first * classes, last * classes)
@@ -177,7 +177,7 @@ def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threa
 def _kl_without_log(z, v, classes, scale, s, t, losses, sums, thread, threads):
     """Write losses = Σ t (log t − s)."""
     parts, step = span(len(sums), thread, threads), rows_at_a_time(classes)
-    scale, work = np.float32(scale), work_rows(classes)
+    scale, work = np.float32(scale), work_space(classes)
     for part in range(parts.start, parts.stop):
         rows = span(losses.size, part, len(sums))
         for first in range(rows.start, rows.stop, step):
@@ -185,7 +185,7 @@ def _kl_without_log(z, v, classes, scale, s, t, losses, sums, thread, threads):
             block = slice(first * classes, last * classes)
             log_t, _ = two_blocks(work, block)
             softmax(z[block], s[block], classes, scale)
-            both_softmaxes(v[block], log_t, t[block], classes, scale)
+            both_softmaxes(v[block], log_t, t[block], classes, scale, work)
             for row in range(first, last):
                 at, here = row_at(row, classes), row_at(row - first, classes)
                 losses[row] = expected_difference(t[at], log_t[here], s[at])

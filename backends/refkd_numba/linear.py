@@ -29,6 +29,7 @@ from refkd_numba.products import (
     floats,
     panels_for,
     product,
+    transpose,
     transpose_into_panels,
 )
 from refkd_numba.team import share
@@ -148,10 +149,7 @@ def _forward_many(x, weight, bias, y, packed, tails, thread, threads):
             )  # fmt: skip
         copy_tail(tail, y[begin:end, o : o + width])
     if bias.size:
-        for n in range(begin, end):
-            row = y[n]
-            for o in range(outputs):
-                row[o] += bias[o]
+        add_bias(y[begin:end], bias)
 
 
 @compiled
@@ -214,17 +212,23 @@ def product_by_transposed(rows, columns, steps, a, a_row, a_step, b, b_row, pack
 @device
 def transpose_from_panels(panels, height, count, bias, begin, y, n):
     """Write y[n + i, begin + m] = panels[i // PANEL, m, i % PANEL] + bias[begin + m]."""
-    for i in range(count):
-        p = i // PANEL
-        source = floats(panels + p * height * PANEL * FLOAT, height * PANEL)[i - p * PANEL :]
-        target = y[n + i, begin : begin + height]
-        if bias.size:
-            added = bias[begin : begin + height]
-            for m in range(height):
-                target[m] = source[m * PANEL] + added[m]
-        else:
-            for m in range(height):
-                target[m] = source[m * PANEL]
+    width = y.shape[1] * FLOAT
+    for p in range(panels_for(count)):
+        transpose(
+            panels + p * height * PANEL * FLOAT, PANEL * FLOAT, height,
+            min(PANEL, count - p * PANEL),
+            address(y) + (n + p * PANEL) * width + begin * FLOAT, width,
+        )  # fmt: skip
+    if bias.size:
+        add_bias(y[n : n + count, begin : begin + height], bias[begin : begin + height])
+
+
+@device
+def add_bias(y, bias):
+    for n in range(y.shape[0]):
+        row = y[n]
+        for o in range(bias.size):
+            row[o] += bias[o]
 
 
 @device

@@ -44,7 +44,9 @@ def _tile_of(rows: int) -> Any:
     """Return the intrinsic for tiles of so many rows."""
 
     @intrinsic
-    def tile(typing_context, a, a_row, a_step, a_jump, b, b_step, b_jump, jumps, steps, c, c_row, add):
+    def tile(
+        typing_context, a, a_row, a_step, a_jump, b, b_step, b_jump, jumps, steps, c, c_row, add
+    ):
         signature = types.void(*[types.intp] * 12)
 
         def generate(context, builder, signature, arguments):

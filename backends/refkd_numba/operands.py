@@ -41,7 +41,7 @@ def aligned(first: NDArray[Any], *others: NDArray[Any]) -> tuple[NDArray[Any], .
 
 def is_number(value: Any) -> bool:
     """Return whether ``value`` is a real number, of Python or NumPy."""
-    return isinstance(value, (float, int, np.floating))
+    return isinstance(value, (float, int, np.floating, np.integer))
 
 
 def is_positive(value: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.dispatch import Array
-from refkd.errors import RefkdError
+from refkd.errors import RefkdError, ShapeError
 from refkd.ops.taps import Windows, pooling_windows
 from refkd.ops.window import Pair, Size, as_image_shape, as_pair
 from refkd_numba.buffers import empty
@@ -50,7 +50,8 @@ def max_pool2d_forward(
     dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Any:
-    windows = windows_of(x, kernel_size, stride, padding, dilation, ceil_mode)
+    plane = x.shape[2:] if are_float32(x) and x.ndim == 4 else None
+    windows = windows_of(plane, kernel_size, stride, padding, dilation, ceil_mode)
     if windows is None:
         return NotImplemented
     y, indices = _forward(x, *windows, np.int64)
@@ -141,16 +142,21 @@ def max_pool_infer(
 
 
 def windows_of(
-    x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+    plane: Pair | None,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
 ) -> tuple[Windows, Windows] | None:
     """Return the windows along rows and columns; None where the reference must judge."""
-    if not are_float32(x) or x.ndim != 4 or type(ceil_mode) is not bool:
+    if plane is None or type(ceil_mode) is not bool:
         return None
     try:
         kernel = as_pair("", "", kernel_size, 1)
         step = kernel if stride is None else as_pair("", "", stride, 1)
         pad, spread = as_pair("", "", padding, 0), as_pair("", "", dilation, 1)
-        return _pooling_windows(x.shape[2:], kernel, step, pad, spread, ceil_mode)
+        return _pooling_windows(plane, kernel, step, pad, spread, ceil_mode)
     except RefkdError:
         return None
 
@@ -173,7 +179,7 @@ def pixels(memory: Array) -> Array:
 
 
 def _as_planes(x: Array) -> Array:
-    return np.ascontiguousarray(x).reshape(-1, *x.shape[2:])
+    return channels_first(x).reshape(x.shape[0] * x.shape[1], -1)
 
 
 def _shape_for(dy: Any, input_shape: Any) -> tuple[int, int, int, int] | None:
@@ -222,6 +228,8 @@ def _taken(windows: Windows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     numbers = np.arange(windows.kernel)
     entries = begins + numbers * windows.dilation
     inside = (entries >= 0) & (entries < windows.size)
+    if not inside.any(axis=1).all():
+        raise ShapeError("max_pool_compact_forward: a window reads nothing but padding")
     first = inside.argmax(axis=1)[:, None]
     last = windows.kernel - 1 - inside[:, ::-1].argmax(axis=1)[:, None]
     numbers = np.clip(numbers, first, last)
@@ -339,66 +347,47 @@ def _best_of_many(x, at, marks, y, best):
 def _backward(dy, indices, dx, outside, thread, threads):
     """Add dy (N, P, Q, C) to dx (N, H · W, C) where the indices say.
 
-    Rows of dx are cleared not long before something is added to them. An index that is not
-    of a pixel ends the work on its image, and is noted in ``outside``.
+    Images with an index that is not of a pixel are noted in ``outside``.
     """
     batch, rows, columns, channels = dy.shape
+    pixels, pitch = np.uint64(dx.shape[1]), np.uint64(channels)
     # An image is split by its channels where there are fewer images than threads.
     splits = 1 if batch >= threads else threads
     part = span(batch * splits, thread, threads)
     for unit in range(part.start, part.stop):
         n, split = unit // splits, unit % splits
         first, last = channels * split // splits, channels * (split + 1) // splits
-        if first == last:
-            continue
-        image, cleared = dx[n], 0
+        for pixel in range(dx.shape[1]):
+            to = dx[n, pixel, first:last]
+            for c in range(to.size):
+                to[c] = _ZERO
+        image = dx[n].reshape(-1)[first:]
         for p in range(rows):
-            smallest, largest = indices[n, p, 0, first], indices[n, p, 0, first]
             for q in range(columns):
-                of_pixel = indices[n, p, q, first:last]
-                for c in range(of_pixel.size):
-                    smallest = min(smallest, of_pixel[c])
-                    largest = max(largest, of_pixel[c])
-            if smallest < 0 or largest >= image.shape[0]:
-                outside[n] = True
-                break
-            cleared = _clear(image, first, last, cleared, largest + 1)
-            for q in range(columns):
-                gradient, of_pixel = dy[n, p, q, first:last], indices[n, p, q, first:last]
-                for c in range(of_pixel.size):
-                    image[np.uint64(of_pixel[c]), np.uint64(first + c)] += gradient[c]
-        _clear(image, first, last, cleared, image.shape[0])
-
-
-@device(inline=True)
-def _clear(image, first, last, begin, end):
-    for pixel in range(begin, end):
-        to = image[pixel, first:last]
-        for c in range(to.size):
-            to[c] = _ZERO
-    return max(begin, end)
+                gradient, index = dy[n, p, q, first:last], indices[n, p, q, first:last]
+                for c in range(np.uint64(last - first)):
+                    pixel_of_c = np.uint64(index[c])  # unsigned: one comparison, no other index
+                    if pixel_of_c < pixels:
+                        image[pixel_of_c * pitch + c] += gradient[c]
+                    else:
+                        outside[n] = True
 
 
 @compiled
 def _planes_backward(dy, indices, channels, dx, outside, thread, threads):
-    """Add dy (N · C, P, Q) to dx (N · C, H, W) where the indices say; as :func:`_backward`."""
+    """Add dy (N · C, P · Q) to dx (N · C, H · W) where the indices say; as :func:`_backward`."""
+    size = np.uint64(dx.shape[1])
     part = span(dy.shape[0], thread, threads)
     for plane in range(part.start, part.stop):
-        gradient, index, to = (
-            dy[plane].reshape(-1),
-            indices[plane].reshape(-1),
-            dx[plane].reshape(-1),
-        )
-        smallest, largest = index[0], index[0]
+        gradient, index, to = dy[plane], indices[plane], dx[plane]
         for i in range(to.size):
             to[i] = _ZERO
         for i in range(index.size):
-            smallest, largest = min(smallest, index[i]), max(largest, index[i])
-        if smallest < 0 or largest >= to.size:
-            outside[plane // channels] = True
-            continue
-        for i in range(index.size):
-            to[np.uint64(index[i])] += gradient[i]
+            pixel = np.uint64(index[i])
+            if pixel < size:
+                to[pixel] += gradient[i]
+            else:
+                outside[plane // channels] = True
 
 
 @compiled

@@ -11,7 +11,6 @@ from refkd.dispatch import Array
 from refkd_numba.buffers import empty
 from refkd_numba.compile import device
 from refkd_numba.operands import are_float32, cotangent
-from refkd_numba.softmax import rows_at_a_time
 from refkd_numba.vmath import elementwise
 
 __all__ = [
@@ -22,8 +21,6 @@ __all__ = [
     "row_at",
     "row_scale",
     "scales",
-    "two_blocks",
-    "work_rows",
 ]
 
 _PARTS = 32
@@ -68,19 +65,6 @@ def row_at(row, classes):
 def row_scale(scale, row_scales, row):
     """Return ``scale``, times the row's own where there are any."""
     return np.float32(scale) * (row_scales[row] if row_scales.size else _ONE)
-
-
-@device(inline=True)
-def work_rows(classes):
-    """Return room for two blocks of rows."""
-    return np.empty(2 * rows_at_a_time(classes) * classes, np.float32)
-
-
-@device(inline=True)
-def two_blocks(work, block):
-    """Return two arrays as long as a block, in what work_rows returns."""
-    size = block.stop - block.start
-    return work[:size], work[size : 2 * size]
 
 
 @device

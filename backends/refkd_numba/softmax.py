@@ -20,6 +20,8 @@ __all__ = [
     "rows_at_a_time",
     "softmax",
     "softmax_gradient",
+    "two_blocks",
+    "work_space",
 ]
 
 _BLOCK = 2048  # entries: several arrays of it fit the level-1 cache
@@ -83,11 +85,11 @@ def _log_softmax_forward(x, classes, scale, y, thread, threads):
     """Write y = scale · x − log Σ exp(scale · x)."""
     rows, step = span(x.size // classes, thread, threads), rows_at_a_time(classes)
     scale = np.float32(scale)
-    work = np.empty(step * classes, np.float32)
+    work = work_space(classes)
     for first in range(rows.start, rows.stop, step):
         block = slice(first * classes, min(first + step, rows.stop) * classes)
-        part = x[block]
-        both_softmaxes(part, y[block], work[: part.size], classes, scale)
+        q, _ = two_blocks(work, block)
+        both_softmaxes(x[block], y[block], q, classes, scale, work)
 
 
 @compiled
@@ -120,20 +122,46 @@ def softmax(x, y, classes, scale):
     for i in range(y.size):  # in place; two names of one array would not vectorise
         y[i] = exp_nonpositive(y[i])
     for first in range(0, y.size, classes):
-        normalize(y[first : first + classes])
+        row = y[first : first + classes]
+        factor = np.float32(1 / total(row))
+        for i in range(row.size):
+            row[i] *= factor
 
 
 @device
-def both_softmaxes(x, log_q, q, classes, scale):
+def both_softmaxes(x, log_q, q, classes, scale, work):
     """Write log softmax(scale · x) and softmax(scale · x) of each row of a block."""
     shift(x, log_q, classes, scale)
     for i in range(q.size):
         q[i] = exp_nonpositive(log_q[i])
-    for first in range(0, log_q.size, classes):
-        row, exponential = log_q[first : first + classes], q[first : first + classes]
-        log_sum = log(np.float32(normalize(exponential)))
-        for i in range(row.size):
-            row[i] -= log_sum
+    rows = x.size // classes
+    end = work.size - rows
+    logs, factors = work[end - rows : end], work[end:]
+    for row in range(rows):
+        factors[row] = total(q[row * classes : (row + 1) * classes])
+    for row in range(rows):  # a loop of its own, which runs in whole vectors
+        logs[row] = log(factors[row])
+        factors[row] = _ONE / factors[row]
+    for row in range(rows):
+        log_sum, factor = logs[row], factors[row]
+        at = slice(row * classes, (row + 1) * classes)
+        log_row, q_row = log_q[at], q[at]
+        for i in range(log_row.size):
+            log_row[i] -= log_sum
+            q_row[i] *= factor
+
+
+@device(inline=True)
+def work_space(classes):
+    """Return room for two blocks of rows, and for what both_softmaxes keeps of each row."""
+    return np.empty(2 * rows_at_a_time(classes) * (classes + 1), np.float32)
+
+
+@device(inline=True)
+def two_blocks(work, block):
+    """Return two arrays as long as a block, in what work_space returns."""
+    size = block.stop - block.start
+    return work[:size], work[size : 2 * size]
 
 
 @device
@@ -159,16 +187,6 @@ def exponentials(x, y):
     """Write exp(x)."""
     for i in range(x.size):
         y[i] = exp(x[i])
-
-
-@device
-def normalize(row):
-    """Divide a row by its sum, and return that."""
-    divisor = total(row)
-    factor = np.float32(1 / divisor)
-    for i in range(row.size):
-        row[i] *= factor
-    return divisor
 
 
 @elementwise

@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from refkd.threads import worker_threads
-
 from refkd_numba.compile import device
 
 __all__ = ["share", "span"]

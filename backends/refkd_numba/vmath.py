@@ -185,24 +185,37 @@ def largest(x):
 @device(inline=True)
 def total(x):
     """Return the sum of x in float64; of many entries the error does not grow."""
+    if x.size <= _SUMMANDS:
+        return np.float64(_subtotal(x))
     result = 0.0
     for first in range(0, x.size, _SUMMANDS):
-        part = x[first : first + _SUMMANDS]
-        subtotal = _ZERO
-        for i in range(part.size):
-            subtotal += part[i]
-        result += subtotal
+        result += _subtotal(x[first : first + _SUMMANDS])
+    return result
+
+
+@device(inline=True)
+def _subtotal(x):
+    result = _ZERO
+    for i in range(x.size):
+        result += x[i]
     return result
 
 
 @device(inline=True)
 def dot(x, y):
     """Return Σ x·y in float64, as :func:`total`."""
+    if x.size <= _SUMMANDS:
+        return np.float64(_subtotal_of_products(x, y))
     result = 0.0
     for first in range(0, x.size, _SUMMANDS):
-        a, b = x[first : first + _SUMMANDS], y[first : first + _SUMMANDS]
-        subtotal = _ZERO
-        for i in range(a.size):
-            subtotal += a[i] * b[i]
-        result += subtotal
+        part = slice(first, first + _SUMMANDS)
+        result += _subtotal_of_products(x[part], y[part])
+    return result
+
+
+@device(inline=True)
+def _subtotal_of_products(x, y):
+    result = _ZERO
+    for i in range(x.size):
+        result += x[i] * y[i]
     return result

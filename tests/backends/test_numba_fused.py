@@ -25,7 +25,9 @@ except BackendUnavailable as reason:
 
 import refkd_numba.settings
 from refkd_numba import conv
+from refkd_numba.fused import parts as in_parts
 from refkd_numba.fused.network import FusedSequential, fuse, parts
+from refkd_numba.fused.parts import InParts
 from refkd_numba.fused.step import compile_step
 from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
 
@@ -228,7 +230,29 @@ def test_steps_are_made_for_networks_of_convolutions_and_known_objectives() -> N
     assert exactly is not None
     assert nearly is not None
     assert exactly.fused.objective.teacher is vgg  # the same bits as what is stored of it
-    assert type(nearly.fused.objective.teacher) is FusedSequential
+    teacher = nearly.fused.objective.teacher
+    assert type(teacher) is InParts
+    assert type(teacher.network) is FusedSequential
+
+
+def test_evaluation_in_parts_is_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, params, state, images, _ = network("googlenet")
+    images = np.concatenate([images] * 4)
+    fused = fuse(layer)
+    whole = fused.infer(params, state, images)
+    seen: list[int] = []
+    infer = FusedSequential.infer
+
+    def counted(self: Any, params: Any, state: Any, x: Any) -> Any:
+        seen.append(len(x))
+        return infer(self, params, state, x)
+
+    monkeypatch.setattr(FusedSequential, "infer", counted)
+    monkeypatch.setattr(in_parts, "_BYTES", 10 * images[0].nbytes)
+    in_pieces = InParts(fused).infer(params, state, images)
+    assert {10, 4} <= set(seen)
+    for a, b in zip(in_pieces, whole, strict=True):
+        assert distance(a, b) < 1e-5
 
 
 def test_float64_takes_the_step_as_given() -> None:

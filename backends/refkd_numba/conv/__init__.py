@@ -16,7 +16,6 @@ from refkd.errors import RefkdError
 from refkd.ops.im2col import ConvSizes, conv_sizes
 from refkd.ops.window import Size
 from refkd.threads import worker_threads
-
 from refkd_numba import settings
 from refkd_numba.buffers import empty
 from refkd_numba.compile import compiled
@@ -193,7 +192,14 @@ def forward(
     if _is_depthwise(g):
         of_channel = np.zeros(g.outputs, np.float32) if bias is None else vector
         share(
-            depthwise.forward, source, packed.panels, of_channel, y, *_steps(g), relu, worth=_is_worth(g)
+            depthwise.forward,
+            source,
+            packed.panels,
+            of_channel,
+            y,
+            *_steps(g),
+            relu,
+            worth=_is_worth(g),
         )
     elif _is_winograd(g):
         _winograd(source, packed, vector, y, g.padding, relu)
@@ -207,7 +213,9 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
     dx = empty((g.batch, *g.input_size, g.inputs))
     steps = _steps(g)
     if _is_depthwise(g):
-        share(depthwise.backward_input, dy, prepare(weight, g).panels, dx, *steps, worth=_is_worth(g))
+        share(
+            depthwise.backward_input, dy, prepare(weight, g).panels, dx, *steps, worth=_is_worth(g)
+        )
     elif g.stride != (1, 1):
         grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
         block = strided.block_rows(*g.output_size, g.taps)
@@ -244,8 +252,7 @@ def backward_weight(dy: NDArray[Any], x: Array, g: ConvSizes) -> NDArray[Any]:
         _winograd_weight(source, dy, dweight, g)
         return dweight
     if g.kernel_size == (1, 1) and g.stride == (1, 1) and g.padding == (0, 0):
-        # Pixels are all the same to it: rows of a length that suits the blocks.
-        source, dy = _as_rows(source), _as_rows(dy)
+        source, dy = (_as_rows(a, source.shape[3]) for a in (source, dy))
     block = direct.block_of_gradient(*dy.shape[1:3])
     padded = -(-(g.outputs // g.groups) // COLUMNS) * COLUMNS
     sums = empty((_threads(g), g.groups, *g.kernel_size, shape[1], padded))
@@ -275,7 +282,7 @@ def _direct(
     panels = packed.panels
     kernel = panels.shape[2:4]
     if kernel == (1, 1) and steps[:4] == (1, 1, 0, 0):
-        x, y = _as_rows(x), _as_rows(y)
+        x, y = (_as_rows(a, x.shape[3]) for a in (x, y))
     groups, inputs = panels.shape[0], panels.shape[4]
     block = direct.rows_at_a_time(y.shape[1], x.shape[2] * inputs, steps.stride_h)
     threads = worker_threads() if worth else 1
@@ -343,15 +350,20 @@ def _input_rows(
     return empty((threads, seen, max(1, width + 2 * steps.pad_w), inputs))
 
 
-def _as_rows(x: NDArray[Any]) -> NDArray[Any]:
-    """Return images (N, H, W, C) as images of some rows of about 256 pixels, or of one."""
-    batch, height, width, channels = x.shape
-    if width < _ROW_PIXELS and height * width <= 4 * _ROW_PIXELS:
-        return x.reshape(batch, 1, height * width, channels)
-    return x
+def _as_rows(x: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Return images (N, H, W, C) with some rows in one: to a 1 × 1 kernel all pixels are alike.
+
+    As many as leave a row of ``channels`` in the level-2 cache, and its panel in level 1.
+    """
+    batch, height, width, _ = x.shape
+    pixels = min(_ROW_PIXELS, _ROW_VALUES // channels)
+    together = max(
+        h for h in range(1, height + 1) if height % h == 0 and h * width <= max(width, pixels)
+    )
+    return x.reshape(batch, height // together, together * width, -1)
 
 
-_ROW_PIXELS = 256
+_ROW_PIXELS, _ROW_VALUES = 256, 1 << 16
 
 
 def _steps(g: ConvSizes) -> _Steps:

@@ -111,9 +111,7 @@ def forward(
                 pitch = width * inputs
             else:
                 seen = (count - 1) * stride_h + (kernel_h - 1) * dilation_h + 1
-                copy_rows(
-                    x, n, p0 * stride_h - pad_h, -pad_w, g * inputs, inputs, rows[:seen]
-                )
+                copy_rows(x, n, p0 * stride_h - pad_h, -pad_w, g * inputs, inputs, rows[:seen])
                 a0, pitch = rows.ctypes.data, rows.shape[1] * inputs
             for panel in range(panels.shape[1]):
                 k0 = panel * COLUMNS

@@ -162,10 +162,7 @@ def _transformed(
             at = builder.select(builder.and_(rows[i], in_column), at, zeros)
             loaded.append(_Vector(builder, _load(builder, at)))
         half.append(formula(*loaded))
-    return [
-        tuple(vector.value for vector in formula(*along))
-        for along in zip(*half, strict=True)
-    ]
+    return [tuple(vector.value for vector in formula(*along)) for along in zip(*half, strict=True)]
 
 
 class _Vector:

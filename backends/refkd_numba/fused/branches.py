@@ -12,7 +12,6 @@ from refkd.dispatch import Array
 from refkd.nn import Concat, Parallel
 from refkd.nn.layer import Arrays, add_prefix, check_no_taps, split_by_prefix
 from refkd.nn.parallel import ConcatCache, ParallelCache
-
 from refkd_numba.join import add, concatenate_channels, split_channels
 
 __all__ = ["FusedConcat", "FusedParallel"]

@@ -14,7 +14,6 @@ from refkd.dispatch import Array
 from refkd.nn import BatchNorm2d, Concat, Conv2d, MaxPool2d, Parallel, ReLU, Sequential
 from refkd.nn.composite import backward_through
 from refkd.nn.layer import Arrays, Layer, add_prefix, check_no_taps, split_by_prefix
-
 from refkd_numba.fused.branches import FusedConcat, FusedParallel
 from refkd_numba.fused.max_pool import FusedMaxPool2d
 from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
@@ -115,9 +114,7 @@ class FusedSequential(Sequential):
         for unit, unit_cache, output in zip(self.units, cache.units, cache.outputs, strict=True):
             name = unit.names[-1]
             if len(unit.names) == 1:
-                yield from (
-                    (f"{name}.{path}", y) for path, y in unit.layer.features(unit_cache)
-                )
+                yield from ((f"{name}.{path}", y) for path, y in unit.layer.features(unit_cache))
             yield name, output
 
 

@@ -15,6 +15,7 @@ from refkd.nn import Conv2d
 from refkd.nn.layer import Arrays, Layer
 from refkd.train.step import EagerStep
 from refkd_numba.fused.network import fuse, parts
+from refkd_numba.fused.parts import InParts
 from refkd_numba.fused.units import Prepared
 
 __all__ = ["FusedStep", "compile_step"]
@@ -68,7 +69,9 @@ def compile_step(objective: Objective, optimizer: Optimizer) -> FusedStep | None
 def _fused_teacher(objective: LogitDistillation) -> Layer | None:
     if objective.teacher is None or objective.exact:
         return objective.teacher  # exactly what is stored of it, which other code computes
-    return fuse(objective.teacher, Prepared() if objective.teacher_mode == "eval" else None)
+    if objective.teacher_mode == "train":
+        return fuse(objective.teacher)
+    return InParts(fuse(objective.teacher, Prepared()))
 
 
 def _layers(objective: Objective) -> Iterator[Any]:

@@ -15,7 +15,6 @@ from refkd.dispatch import Array
 from refkd.nn import BatchNorm2d, Conv2d
 from refkd.nn.layer import Arrays, Layer, add_prefix
 from refkd.ops.im2col import ConvSizes, conv_sizes
-
 from refkd_numba import conv
 from refkd_numba.batch_norm import batch_norm_relu_backward, batch_norm_relu_forward
 from refkd_numba.join import masked_gradient

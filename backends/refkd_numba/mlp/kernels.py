@@ -30,9 +30,11 @@ from refkd_numba.products import (
     STEPS,
     address,
     copy_into_panels,
+    counts,
     floats,
     panels_for,
     product,
+    transpose,
     transpose_into_panels,
 )
 from refkd_numba.update import adam, sgd
@@ -49,19 +51,24 @@ WEIGHT_KEPT, BIAS_KEPT = 11, 13
 """What the optimiser keeps of each, one or two arrays; for KEEP, where the gradient goes."""
 LAYER_COLUMNS = 15
 
-# Facts of a step: numbers of examples, layers' indices, and choices.
-EXAMPLES, CAPACITY, TRAINS, FIRST_LAYER, TEACHER = range(5)
-DISTILS, HAS_ENTROPY, OPTIMIZER, NESTEROV = range(5, 9)
+# Facts: layers' indices, choices, and the address of Adam's count of steps.
+CAPACITY, FIRST_LAYER, TEACHER, DISTILS, HAS_ENTROPY, REDUCTION, OPTIMIZER, NESTEROV, STEP = range(
+    9
+)
 COUNT_OF_FACTS = 9
+BATCHMEAN, MEAN, SUM = range(3)
 SGD, ADAM, KEEP = range(3)
 """Optimisers; KEEP stores the gradients and updates nothing."""
 
-# Numbers of a step: of the loss, then of the optimiser.
-ON, OFF, TEMPERATURE, HARD_WEIGHT, SOFT_WEIGHT, DIVISOR = range(6)
-LR, MOMENTUM = 6, 7  # of SGD
-BETA1, REST1, BETA2, REST2, STEP_SIZE, FLOOR = range(6, 12)  # of Adam
-DECAY, SHRINK = 12, 13
+# Numbers: of the loss, then of the optimisers.
+ON, OFF, TEMPERATURE, HARD_WEIGHT, SOFT_WEIGHT, DECAY, MOMENTUM, BETA1, BETA2, EPS = range(10)
+DECOUPLED_DECAY, LR, STEP_SIZE, FLOOR = range(10, 14)
+"""The last three belong to one step."""
 COUNT_OF_NUMBERS = 14
+
+# Columns of the table of rates, p and 1/(1 − p) of dropout, and then for each thread its part
+# of the squared norms of a layer's inputs and of the gradient of its outputs.
+P, SCALE, NORMS = range(3)
 
 # Results.
 VERDICT, TOTAL, HARD, SOFT = range(4)
@@ -76,39 +83,43 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @compiled
 def run(
-    program, begin, end, layers, dropout, facts, numbers, x, labels, targets, results, norms,
-    scratch, thread, threads,
+    program, begin, end, layers, rates, facts, numbers, x, labels, targets, results, scratch,
+    trains, lr, thread, threads,
 ):  # fmt: skip
     """Run the entries ``begin`` to ``end`` of a program, (operation, layer) each.
 
-    Parameters: dropout (p and 1/(1 − p) of each layer), x (B, in), labels (B,), targets (B, C)
-    or empty, norms (2, layers, threads) of gradients and inputs, squared; scratch for every
-    thread.
+    x is (B, in), labels (B,), targets (B, C) or empty; every thread has a row of ``scratch``.
+    ``trains`` says whether dropout drops.
     """
     for i in range(begin, end):
         operation, layer = program[i, 0], program[i, 1]
         if operation == PACK:
-            _pack(layers[layer], facts, x, norms[1, layer], thread, threads)
+            _pack(layers[layer], rates[layer], facts, x, thread, threads)
         elif operation == FORWARD:
-            _forward(layers[layer], dropout[layer], facts, norms[1], layer + 1, thread, threads)
+            drops = trains and layers[layer, DRAWS] != 0
+            following = rates[min(layer + 1, len(rates) - 1)]
+            _forward(
+                layers[layer], rates[layer], following, facts, len(labels), drops, thread, threads
+            )
         elif operation == LOSS:
             _loss(
-                layers[layer], layers[facts[TEACHER]], facts, numbers, labels, targets, results,
-                norms[0, layer], scratch[thread],
+                layers[layer], layers[facts[TEACHER]], rates[layer], facts, numbers, labels,
+                targets, results, scratch[thread],
             )  # fmt: skip
         elif operation == BACKWARD:
+            drops = trains and layers[layer - 1, DRAWS] != 0
             _backward(
-                layers[layer], layers[layer - 1], dropout[layer - 1], facts, norms[0, layer - 1],
+                layers[layer], layers[layer - 1], rates[layer - 1], len(labels), drops,
                 thread, threads,
             )  # fmt: skip
         elif operation == CHECK:
-            _check(facts, results, norms)
+            _check(rates, facts, numbers, lr, len(labels), results)
         elif operation == UPDATE and (results[VERDICT] == FINE or facts[OPTIMIZER] == KEEP):
-            _update(layers[layer], facts, numbers, scratch[thread], thread, threads)
+            _update(layers[layer], facts, numbers, len(labels), scratch[thread], thread, threads)
 
 
 @device
-def _pack(layer, facts, x, norms, thread, threads):
+def _pack(layer, rates, facts, x, thread, threads):
     """Put the inputs into panels, both ways where something learns from them."""
     examples, inputs = x.shape
     begin, end = part(inputs, thread, threads)
@@ -123,14 +134,14 @@ def _pack(layer, facts, x, norms, thread, threads):
         square = 0.0
         for p in range(panels_for(end - begin)):
             square += _sum_of_squares(floats(rows + p * panel, examples * PANEL))
-        _note(norms, square, thread, threads)
+        _note(rates, NONE, square, thread, threads)
 
 
 @device
-def _forward(layer, dropout, facts, norms, following, thread, threads):
+def _forward(layer, rates, following, facts, examples, drops, thread, threads):
     """Write relu(dropout(W x + b)), or W x + b of the last layer."""
     inputs, outputs = layer[INPUTS], layer[OUTPUTS]
-    panels = panels_for(facts[EXAMPLES])
+    panels = panels_for(examples)
     begin, end = part(outputs, thread, threads)
     target = layer[TARGET] + begin * PANEL * FLOAT
     for k in range(0, inputs, STEPS):
@@ -145,11 +156,11 @@ def _forward(layer, dropout, facts, norms, following, thread, threads):
         values = floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
         if layer[BIAS]:
             _add_bias(values, floats(layer[BIAS], outputs)[begin:end])
-        if layer[DRAWS] and facts[TRAINS]:
+        if drops:
             first = p * PANEL
-            count = min(PANEL, facts[EXAMPLES] - first)
+            count = min(PANEL, examples - first)
             draws = floats(layer[DRAWS] + first * outputs * FLOAT, count * outputs)
-            _drop(values, draws[begin:], outputs, count, dropout)
+            _drop(values, draws[begin:], outputs, count, rates)
         if clip:
             for i in range(values.size):
                 values[i] = _ZERO if values[i] <= _ZERO else values[i]
@@ -159,9 +170,9 @@ def _forward(layer, dropout, facts, norms, following, thread, threads):
             square += _sum_of_squares(
                 floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
             )
-        _note(norms[following], square, thread, threads)
+        _note(following, NONE, square, thread, threads)
         _transpose_panels(
-            target, outputs, end - begin, facts[EXAMPLES],
+            target, outputs, end - begin, examples,
             layer[TARGET_ROWS] + begin // PANEL * facts[CAPACITY] * PANEL * FLOAT, facts[CAPACITY],
         )  # fmt: skip
 
@@ -175,13 +186,13 @@ def _add_bias(values, bias):
 
 
 @device
-def _drop(values, draws, outputs, count, dropout):
+def _drop(values, draws, outputs, count, rates):
     """Multiply by 1/(1 − p) where a draw is at least p, by 0 elsewhere."""
-    p, scale = np.float32(dropout[0]), np.float32(dropout[1])
+    p, scale = np.float32(rates[P]), np.float32(rates[SCALE])
     for o in range(values.size // PANEL):
         row = values[o * PANEL : (o + 1) * PANEL]
         for lane in range(count):
-            row[lane] *= scale if draws[lane * outputs + o] >= p else _ZERO
+            row[lane] *= scale * np.float32(draws[lane * outputs + o] >= p)
 
 
 @device
@@ -191,20 +202,23 @@ def _transpose_panels(panels, features, rows, examples, target, capacity):
         count = min(PANEL, examples - p * PANEL)
         for first in range(0, rows, PANEL):
             width = min(PANEL, rows - first)
-            source = floats(panels + (p * features + first) * PANEL * FLOAT, width * PANEL)
-            place = target + (first // PANEL * capacity + p * PANEL) * PANEL * FLOAT
-            block = floats(place, count * PANEL)
-            for lane in range(count):
-                for i in range(width):
-                    block[lane * PANEL + i] = source[i * PANEL + lane]
-                for i in range(width, PANEL):
-                    block[lane * PANEL + i] = _ZERO
+            block = target + (first // PANEL * capacity + p * PANEL) * PANEL * FLOAT
+            transpose(
+                panels + (p * features + first) * PANEL * FLOAT, PANEL * FLOAT, width, count,
+                block, PANEL * FLOAT,
+            )  # fmt: skip
+            if width < PANEL:
+                values = floats(block, count * PANEL)
+                for n in range(count):
+                    for i in range(width, PANEL):
+                        values[n * PANEL + i] = _ZERO
 
 
 @device
-def _loss(layer, teacher, facts, numbers, labels, targets, results, norms, scratch):
+def _loss(layer, teacher, rates, facts, numbers, labels, targets, results, scratch):
     """Write the terms, and the gradient of the last layer's outputs, panel by panel."""
-    examples, classes = facts[EXAMPLES], layer[OUTPUTS]
+    examples, classes = labels.size, layer[OUTPUTS]
+    divisor = _divisor(facts[REDUCTION], examples, classes)
     size = classes * PANEL
     lanes, scratch = scratch[: 2 * PANEL], scratch[2 * PANEL :]
     log_q, log_s, log_t = scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size]
@@ -230,15 +244,22 @@ def _loss(layer, teacher, facts, numbers, labels, targets, results, norms, scrat
             _log_softmax(floats(taught + offset, size), numbers[TEMPERATURE], lanes, log_t)
             soft += _divergence(log_s, log_t, facts[HAS_ENTROPY] != 0, own.size)
         hard += _cross_entropy(log_q, own, numbers, distils)
-        _slopes(log_q, log_s, log_t, own, numbers, distils, examples, lanes, dz)
+        _slopes(log_q, log_s, log_t, own, numbers, distils, examples, divisor, lanes, dz)
         square += _sum_of_squares(dz)
     results[HARD] = np.float32(hard / examples)
-    results[SOFT] = np.float32(soft / numbers[DIVISOR])
+    results[SOFT] = np.float32(soft / divisor)
     results[TOTAL] = np.float32(
         numbers[HARD_WEIGHT] * results[HARD] + numbers[SOFT_WEIGHT] * results[SOFT]
     )
     results[VERDICT] = DOUBTFUL
-    _note(norms, square, NONE, ONCE)
+    _note(rates, ONCE, square, NONE, ONCE)
+
+
+@device
+def _divisor(reduction, examples, classes):
+    if reduction == SUM:
+        return 1
+    return examples if reduction == BATCHMEAN else examples * classes
 
 
 @device
@@ -293,13 +314,13 @@ def _cross_entropy(log_q, labels, numbers, distils):
 
 
 @device
-def _slopes(log_q, log_s, log_t, labels, numbers, distils, examples, lanes, dz):
+def _slopes(log_q, log_s, log_t, labels, numbers, distils, examples, divisor, lanes, dz):
     """Write a (q Σ t − t)/B + w (s − t)/(T R), and 0 for lanes without an example."""
     classes = dz.size // PANEL
     on, off = np.float32(numbers[ON]), np.float32(numbers[OFF])
     mass = np.float32(numbers[ON] + (classes - 1) * numbers[OFF])
     hard = np.float32(numbers[HARD_WEIGHT] / examples)
-    soft = np.float32(numbers[SOFT_WEIGHT] / (numbers[TEMPERATURE] * numbers[DIVISOR]))
+    soft = np.float32(numbers[SOFT_WEIGHT] / (numbers[TEMPERATURE] * divisor))
     chosen = lanes[:PANEL]
     for lane in range(labels.size):
         chosen[lane] = labels[lane]
@@ -318,15 +339,15 @@ def _slopes(log_q, log_s, log_t, labels, numbers, distils, examples, lanes, dz):
 
 
 @device
-def _backward(layer, below, dropout, facts, norms, thread, threads):
+def _backward(layer, below, rates, examples, drops, thread, threads):
     """Write the gradient of the outputs below: Wᵀ dy where they are positive, else 0.
 
     Where dropout dropped, an output is 0.
     """
     inputs, outputs = layer[INPUTS], layer[OUTPUTS]
-    panels = panels_for(facts[EXAMPLES])
+    panels = panels_for(examples)
     begin, end = part(inputs, thread, threads)
-    scale = np.float32(dropout[1]) if below[DRAWS] and facts[TRAINS] else np.float32(1)
+    scale = np.float32(rates[SCALE]) if drops else _ONE
     for i in range(begin, end, _BACKWARD_ROWS):
         for k in range(0, outputs, _BACKWARD_STEPS):
             product(
@@ -343,7 +364,7 @@ def _backward(layer, below, dropout, facts, norms, thread, threads):
         for i in range(gradient.size):
             gradient[i] *= scale if output[i] > _ZERO else _ZERO
         square += _sum_of_squares(gradient)
-    _note(norms, square, thread, threads)
+    _note(rates, ONCE, square, thread, threads)
 
 
 @device
@@ -360,34 +381,47 @@ def _sum_of_squares(x):
 
 
 @device
-def _note(norms, square, thread, threads):
+def _note(rates, which, square, thread, threads):
     """Write a thread's part of a squared norm, and 0 for threads that take no part."""
+    room = (rates.size - NORMS) // 2
+    norms = rates[NORMS + which * room : NORMS + (which + 1) * room]
     norms[thread] = square
     if thread == 0:
-        for other in range(threads, norms.size):
+        for other in range(threads, room):
             norms[other] = 0
 
 
 @device
-def _check(facts, results, norms):
-    """Find whether all terms and gradients are surely finite."""
+def _check(rates, facts, numbers, lr, examples, results):
+    """Find whether all terms and gradients are surely finite; then count the step."""
     if results[VERDICT] == REFUSED:
         return
     fine = math.isfinite(results[TOTAL] + results[HARD] + results[SOFT])
-    for layer in range(facts[FIRST_LAYER], norms.shape[1]):
-        gradient, inputs = 0.0, 0.0
-        for thread in range(norms.shape[2]):
-            gradient += norms[0, layer, thread]
-            inputs += norms[1, layer, thread]
+    room = (rates.shape[1] - NORMS) // 2
+    for layer in range(facts[FIRST_LAYER], len(rates)):
+        inputs, gradient = 0.0, 0.0
+        for thread in range(room):
+            inputs += rates[layer, NORMS + thread]
+            gradient += rates[layer, NORMS + room + thread]
         # Of a bias the inputs are ones. A comparison with NaN is false.
-        fine &= math.sqrt(gradient) * math.sqrt(max(inputs, facts[EXAMPLES])) < _LARGEST
-    results[VERDICT] = FINE if fine else DOUBTFUL
+        fine &= math.sqrt(gradient) * math.sqrt(max(inputs, examples)) < _LARGEST
+    if not fine:
+        return
+    results[VERDICT] = FINE
+    numbers[LR] = lr
+    if facts[OPTIMIZER] == ADAM:
+        count = counts(facts[STEP], 1)
+        count[0] += 1
+        # As in the reference, both bias corrections are folded into two numbers.
+        correction = math.sqrt(1 - numbers[BETA2] ** count[0])
+        numbers[STEP_SIZE] = lr * correction / (1 - numbers[BETA1] ** count[0])
+        numbers[FLOOR] = numbers[EPS] * correction
 
 
 @device
-def _update(layer, facts, numbers, scratch, thread, threads):
+def _update(layer, facts, numbers, examples, scratch, thread, threads):
     """Compute the gradients, some rows of a weight at a time, and take the optimiser's step."""
-    inputs, outputs, examples = layer[INPUTS], layer[OUTPUTS], facts[EXAMPLES]
+    inputs, outputs = layer[INPUTS], layer[OUTPUTS]
     begin, end = part(outputs, thread, threads)
     width = panels_for(inputs) * PANEL
     full, rest = examples // PANEL, examples % PANEL
@@ -438,8 +472,9 @@ def _take_step(facts, numbers, gradient, param, first, second, offset):
     if facts[OPTIMIZER] == ADAM:
         adam(
             floats(param + at, count), gradient, floats(first + at, count),
-            floats(second + at, count), numbers[BETA1], numbers[REST1], numbers[BETA2],
-            numbers[REST2], numbers[STEP_SIZE], numbers[FLOOR], numbers[DECAY], numbers[SHRINK],
+            floats(second + at, count), numbers[BETA1], 1 - numbers[BETA1], numbers[BETA2],
+            1 - numbers[BETA2], numbers[STEP_SIZE], numbers[FLOOR], numbers[DECAY],
+            1 - numbers[LR] * numbers[DECOUPLED_DECAY],
         )  # fmt: skip
     elif facts[OPTIMIZER] == SGD:
         sgd(

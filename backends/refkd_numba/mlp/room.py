@@ -94,8 +94,7 @@ class Room:
         self._dense, self._frozen_count = [*frozen, *learning], len(frozen)
         count = len(self._dense)
         self.layers = np.zeros((count, kernels.LAYER_COLUMNS), np.int64)
-        self.dropout = np.zeros((count, 2))
-        self.norms = np.zeros((2, count, threads))
+        self.rates = np.zeros((count, kernels.NORMS + 2 * threads))
         self.results = np.zeros(kernels.COUNT_OF_RESULTS)
         widest = max(_panels(dense.inputs) * COLUMNS for dense in learning)
         most = max(dense.outputs for dense in learning)
@@ -125,7 +124,7 @@ class Room:
         for i, dense in enumerate(layers if learns else [], self._frozen_count):
             if dense.dropout > 0:
                 scale = 0.0 if dense.dropout == 1 else 1 / (1 - dense.dropout)
-                self.dropout[i] = dense.dropout, scale
+                self.rates[i, [kernels.P, kernels.SCALE]] = dense.dropout, scale
                 self.layers[i, kernels.DRAWS] = self._new((self.capacity * dense.outputs,))
                 self.draws.append((self._held[-1], dense.outputs))
 

@@ -5,8 +5,8 @@ Parts that are large are shared by all threads, the others follow one another in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from refkd.dispatch import Array
 from refkd.distill import Batch, LogitDistillation, Objective, Optimizer, Supervised
-from refkd.losses.reduction import divisor
 from refkd.nn.layer import Arrays
 from refkd.threads import worker_threads
 from refkd.train.optim import SGD, Adam, AdamW
@@ -31,6 +30,11 @@ _WORTH = 3 << 20  # products; below it a part is not worth a second thread
 _PER_VALUE, _PER_PARAMETER = 16, 40  # products that take as long as to copy, or to update one
 _FLOAT32 = np.dtype(np.float32)
 _NO_TARGETS = np.empty((0, 0), np.float32)
+_REDUCTIONS = {
+    "batchmean": kernels.BATCHMEAN,
+    "mean": kernels.MEAN,
+    "sum": kernels.SUM,
+}
 _KEPT = {
     SGD: ("momentum_buffer.",),
     Adam: ("exp_avg.", "exp_avg_sq."),
@@ -81,11 +85,15 @@ class MLPStep:
         self._eager = EagerStep(objective, optimizer)
         self._distils = type(objective) is LogitDistillation
         self._flattens = all(map(flattens, objective.networks.values()))
-        self._facts, self._numbers = _facts_and_numbers(objective, optimizer, learning, frozen)
+        self._eval_from = getattr(objective, "student_eval_from", None)
+        self._facts = _facts(objective, optimizer, frozen)
+        self._numbers = _numbers(objective, optimizer, learning[-1].outputs)
         self._room: Room | None = None
-        self._bound: list[tuple[str, Array]] = []
-        self._bound_kept: list[tuple[str, Array]] = []
         self._programs: dict[tuple[int, bool], _Program] = {}
+        self._params = _Watched([*shapes_of(frozen), *shapes_of(learning)])
+        kinds = _KEPT[type(optimizer)]
+        kept = [f"{kind}{name}" for kind in kinds for name in shapes_of(learning)]
+        self._kept = _Watched(kept if type(optimizer) is SGD else ["step", *kept])
 
     def __call__(
         self,
@@ -103,17 +111,19 @@ class MLPStep:
         room = None if data is None else self._bound_room(batch, params, optimizer_state)
         if data is None or room is None:
             return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
-        self._note(room, batch, rng, lr, int(optimizer_state.get("step", 0)) + 1)
-        self._run(room, self._program(room, len(batch.labels), data.targets), data)
+        trains = self._eval_from is None or batch.epoch < self._eval_from
+        if trains:
+            for draws, outputs in room.draws:
+                # As refkd.nn.Dropout draws: as many numbers, in the same order.
+                rng.random(out=draws[: len(data.labels) * outputs], dtype=np.float32)
+        self._run(room, self._program(room, data), data, trains, lr)
         verdict, *values = room.results.tolist()
         if verdict == kernels.REFUSED:
             return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
-        names = ("loss", "hard", "soft") if self._distils else ("loss",)
-        terms = dict(zip(names, values, strict=False))
-        if verdict == kernels.FINE:
-            if "step" in optimizer_state:
-                optimizer_state["step"][...] += 1
-        else:
+        terms = dict(zip(("loss", "hard", "soft"), values, strict=True))
+        if not self._distils:
+            terms = {"loss": values[0]}
+        if verdict != kernels.FINE:
             check_terms(terms, where)
             grads = self._gradients(room, data)
             check_gradients(grads, where)
@@ -123,25 +133,28 @@ class MLPStep:
     def _data(self, batch: Batch) -> _Data | None:
         """Return the arrays of a batch, or None if the networks do not take them."""
         images, labels = batch.images, batch.labels
-        targets = batch.teacher_logits if self._distils else None
-        examples = len(labels) if type(labels) is np.ndarray and labels.ndim == 1 else 0
+        if not (type(labels) is np.ndarray and labels.ndim == 1 and labels.dtype.kind in "iu"):
+            return None
+        inputs, outputs = self._learning[0].inputs, self._learning[-1].outputs
+        size = len(labels)
         if not (
-            examples
-            and labels.dtype.kind in "iu"
-            and _is_float32(images)
-            and len(images) == examples
-            and images.size == examples * self._learning[0].inputs
-            and (images.ndim == 2 or self._flattens)
+            _is_float32(images)
+            and (images.ndim == 2 or (self._flattens and images.ndim > 2))
+            and len(images) == size > 0
+            and images.size == size * inputs
         ):
             return None
-        if targets is None:
-            if self._distils and not self._frozen:
+        targets = _NO_TARGETS
+        if self._distils and batch.teacher_logits is not None:
+            targets = batch.teacher_logits
+            if not (_is_float32(targets) and targets.shape == (size, outputs)):
                 return None
-            targets = _NO_TARGETS
-        elif not (_is_float32(targets) and targets.shape == (examples, self._learning[-1].outputs)):
+        elif self._distils and not self._frozen:
             return None
+        if images.shape != (size, inputs):
+            images = images.reshape(size, inputs)
         return _Data(
-            np.ascontiguousarray(images).reshape(examples, -1),
+            np.ascontiguousarray(images),
             np.ascontiguousarray(labels, np.int64),
             np.ascontiguousarray(targets),
         )
@@ -154,80 +167,59 @@ class MLPStep:
         room = self._room
         if room is None or room.capacity < capacity or room.threads != threads:
             room = self._room = Room(self._frozen, self._learning, capacity, threads)
-            self._bound, self._programs = [], {}
-        if (
-            self._bound
-            and all(params.get(name) is array for name, array in self._bound)
-            and all(optimizer_state.get(name) is array for name, array in self._bound_kept)
-        ):
+            self._facts[kernels.CAPACITY] = capacity
+            self._programs = {}
+            self._params.forget()
+        if self._params.are_in(params) and self._kept.are_in(optimizer_state):
             return room
-        frozen, learns = shapes_of(self._frozen), shapes_of(self._learning)
-        kinds = _KEPT[type(self._optimizer)]
-        kept = {f"{kind}{name}": shape for kind in kinds for name, shape in learns.items()}
-        if not (
-            all(_is_ready(params.get(name), shape, "read") for name, shape in frozen.items())
-            and all(_is_ready(params.get(name), shape, "write") for name, shape in learns.items())
-            and all(_is_ready(optimizer_state.get(n), shape, "write") for n, shape in kept.items())
-        ):
-            self._bound = []
+        if not self._are_ready(params, optimizer_state):
             return None
         room.bind(params)
-        room.bind_kept(optimizer_state, kinds)
-        self._bound = [(name, params[name]) for name in (*frozen, *learns)]
-        self._bound_kept = [(name, optimizer_state[name]) for name in kept]
+        room.bind_kept(optimizer_state, _KEPT[type(self._optimizer)])
+        if "step" in optimizer_state:
+            self._facts[kernels.STEP] = optimizer_state["step"].ctypes.data
+        self._params.watch(params)
+        self._kept.watch(optimizer_state)
         return room
 
-    def _note(
-        self, room: Room, batch: Batch, rng: np.random.Generator, lr: float, step: int
-    ) -> None:
-        """Write down what changes from step to step, and draw for dropout."""
-        examples, facts, numbers = len(batch.labels), self._facts, self._numbers
-        until = getattr(self._objective, "student_eval_from", None)
-        trains = until is None or batch.epoch < until
-        if trains:
-            for draws, outputs in room.draws:
-                # As refkd.nn.Dropout draws: as many numbers, in the same order.
-                rng.random(out=draws[: examples * outputs], dtype=np.float32)
-        live = self._frozen and (not self._distils or batch.teacher_logits is None)
-        facts[kernels.EXAMPLES], facts[kernels.CAPACITY] = examples, room.capacity
-        facts[kernels.TRAINS] = trains
-        facts[kernels.TEACHER] = len(self._frozen) - 1 if live else -1
-        if self._distils:
-            elements = examples * self._learning[-1].outputs
-            reduction = self._objective.spec.reduction
-            numbers[kernels.DIVISOR] = divisor(reduction, examples=examples, elements=elements)
-        if type(self._optimizer) is SGD:
-            numbers[kernels.LR] = lr
-            return
-        # As in the reference, both bias corrections are folded into two numbers.
-        beta1, beta2 = self._optimizer.betas
-        correction = math.sqrt(1 - beta2**step)
-        numbers[kernels.STEP_SIZE] = lr * correction / (1 - beta1**step)
-        numbers[kernels.FLOOR] = self._optimizer.eps * correction
-        if self._optimizer.decoupled:
-            numbers[kernels.SHRINK] = 1 - lr * self._optimizer.weight_decay
+    def _are_ready(self, params: Mapping[str, Array], optimizer_state: Mapping[str, Array]) -> bool:
+        learns = shapes_of(self._learning)
+        written = [(params.get(name), shape) for name, shape in learns.items()]
+        for kind in _KEPT[type(self._optimizer)]:
+            written += [(optimizer_state.get(kind + name), s) for name, s in learns.items()]
+        read = [(params.get(name), shape) for name, shape in shapes_of(self._frozen).items()]
+        if type(self._optimizer) is not SGD:
+            step = optimizer_state.get("step")
+            if type(step) is not np.ndarray or step.dtype != np.int64 or step.shape != ():
+                return False
+        return all(_fits(array, shape) for array, shape in (*read, *written)) and all(
+            array.flags.writeable for array, _ in written
+        )
 
-    def _run(self, room: Room, program: _Program, data: _Data) -> None:
+    def _run(
+        self, room: Room, program: _Program, data: _Data, trains: bool = False, lr: float = 0.0
+    ) -> None:
         for begin, end, worth in program.calls:
             share(
-                kernels.run, program.entries, begin, end, room.layers, room.dropout, self._facts,
-                self._numbers, *data, room.results, room.norms, room.scratch, worth=worth,
+                kernels.run, program.entries, begin, end, room.layers, room.rates, self._facts,
+                self._numbers, *data, room.results, room.scratch, trains, lr, worth=worth,
             )  # fmt: skip
 
-    def _program(self, room: Room, examples: int, targets: Array) -> _Program:
-        key = examples, targets.size > 0
-        if key not in self._programs:
-            live = [] if targets.size else self._frozen
-            self._programs[key] = _program(
-                live, self._learning, len(self._frozen), examples, room.threads
+    def _program(self, room: Room, data: _Data) -> _Program:
+        key = len(data.labels), data.targets.size > 0
+        program = self._programs.get(key)
+        if program is None:
+            live = [] if data.targets.size else self._frozen
+            program = self._programs[key] = _program(
+                live, self._learning, len(self._frozen), len(data.labels), room.threads
             )
-        return self._programs[key]
+        return program
 
     def _gradients(self, room: Room, data: _Data) -> dict[str, Array]:
         """Return the gradients of the step just run, which has updated nothing."""
         grads: dict[str, Array] = {k: empty(v) for k, v in shapes_of(self._learning).items()}
         room.bind_kept(grads, ("",))
-        self._bound = []
+        self._kept.forget()
         optimizer = self._facts[kernels.OPTIMIZER]
         self._facts[kernels.OPTIMIZER] = kernels.KEEP
         first = len(self._frozen)
@@ -235,6 +227,23 @@ class MLPStep:
         self._run(room, _Program(np.array(updates), [(0, len(updates), False)]), data)
         self._facts[kernels.OPTIMIZER] = optimizer
         return grads
+
+
+class _Watched:
+    """Arrays of a mapping, to see whether others have taken their place."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._get, self._arrays = itemgetter(*names, names[0]), ()
+
+    def watch(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = self._get(arrays)
+
+    def forget(self) -> None:
+        self._arrays = ()
+
+    def are_in(self, arrays: Mapping[str, Array]) -> bool:
+        """Return whether the mapping has the very arrays that were in it."""
+        return bool(self._arrays) and all(map(is_, self._get(arrays), self._arrays))
 
 
 class _Data(NamedTuple):
@@ -283,49 +292,44 @@ def _add_call(calls: list[tuple[int, int, bool]], begin: int, end: int, *, worth
         calls.append((begin, end, worth))
 
 
-def _facts_and_numbers(
-    objective: Any, optimizer: Any, learning: list[Dense], frozen: list[Dense]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return what is the same in every step, in the order of the kernels."""
+def _facts(objective: Any, optimizer: Any, frozen: list[Dense]) -> NDArray[np.int64]:
     facts = np.zeros(kernels.COUNT_OF_FACTS, np.int64)
+    facts[[kernels.FIRST_LAYER, kernels.TEACHER]] = len(frozen), len(frozen) - 1
+    if type(objective) is LogitDistillation:
+        facts[kernels.DISTILS] = True
+        facts[kernels.HAS_ENTROPY] = objective.spec.divergence == "cross_entropy"
+        facts[kernels.REDUCTION] = _REDUCTIONS[objective.spec.reduction]
+    is_sgd = type(optimizer) is SGD
+    facts[kernels.OPTIMIZER] = kernels.SGD if is_sgd else kernels.ADAM
+    facts[kernels.NESTEROV] = is_sgd and optimizer.nesterov
+    return facts
+
+
+def _numbers(objective: Any, optimizer: Any, classes: int) -> NDArray[np.float64]:
     numbers = np.zeros(kernels.COUNT_OF_NUMBERS)
-    facts[kernels.FIRST_LAYER] = len(frozen)
-    numbers[[kernels.ON, kernels.TEMPERATURE, kernels.HARD_WEIGHT, kernels.DIVISOR]] = 1
+    numbers[[kernels.ON, kernels.TEMPERATURE, kernels.HARD_WEIGHT]] = 1
     if type(objective) is LogitDistillation:
         spec = objective.spec
-        facts[kernels.DISTILS] = True
-        facts[kernels.HAS_ENTROPY] = spec.divergence == "cross_entropy"
         numbers[kernels.TEMPERATURE] = spec.temperature
         numbers[kernels.HARD_WEIGHT] = spec.hard_weight
         numbers[kernels.SOFT_WEIGHT] = spec.effective_soft_weight
     else:
         smoothing = float(objective.label_smoothing)
-        numbers[kernels.OFF] = smoothing / learning[-1].outputs
-        numbers[kernels.ON] = 1 - smoothing + numbers[kernels.OFF]
-    numbers[kernels.SHRINK] = 1
+        numbers[kernels.OFF] = smoothing / classes
+        numbers[kernels.ON] = 1 - smoothing + smoothing / classes
     if type(optimizer) is SGD:
-        facts[kernels.OPTIMIZER], facts[kernels.NESTEROV] = kernels.SGD, optimizer.nesterov
-        numbers[kernels.MOMENTUM], numbers[kernels.DECAY] = (
-            optimizer.momentum,
-            optimizer.weight_decay,
-        )
+        numbers[kernels.MOMENTUM] = optimizer.momentum
     else:
-        facts[kernels.OPTIMIZER] = kernels.ADAM
-        beta1, beta2 = optimizer.betas
-        numbers[[kernels.BETA1, kernels.REST1]] = beta1, 1 - beta1
-        numbers[[kernels.BETA2, kernels.REST2]] = beta2, 1 - beta2
-        numbers[kernels.DECAY] = 0 if optimizer.decoupled else optimizer.weight_decay
-    return facts, numbers
+        numbers[[kernels.BETA1, kernels.BETA2]] = optimizer.betas
+        numbers[kernels.EPS] = optimizer.eps
+    decoupled = getattr(optimizer, "decoupled", False)
+    numbers[kernels.DECOUPLED_DECAY if decoupled else kernels.DECAY] = optimizer.weight_decay
+    return numbers
 
 
 def _is_float32(array: Any) -> bool:
     return type(array) is np.ndarray and array.dtype == _FLOAT32
 
 
-def _is_ready(array: Any, shape: tuple[int, ...], use: str) -> bool:
-    return (
-        _is_float32(array)
-        and array.shape == shape
-        and array.flags.c_contiguous
-        and (use == "read" or array.flags.writeable)
-    )
+def _fits(array: Any, shape: tuple[int, ...]) -> bool:
+    return _is_float32(array) and array.shape == shape and array.flags.c_contiguous

@@ -96,7 +96,7 @@ def _gemm(name: str, kind: ir.Type, numba_kind: types.Type) -> Any:
 
         return signature, generate
 
-    gemm.__doc__ = f"""Compute C ← alpha · op(A) op(B) + beta · C for rows in C order, in {name[0]}gemm.
+    gemm.__doc__ = f"""Compute C ← alpha · op(A) op(B) + beta · C for rows in C order, by {name}.
 
     Parameters: trans_a, trans_b (bool), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, where
     a, b and c are addresses (``array.ctypes.data``), op(A) is (m, k), op(B) (k, n), C (m, n),

@@ -117,7 +117,9 @@ class _Tile:
         adding, writing, end = (builder.append_basic_block(n) for n in ("adding", "writing", "end"))
         builder.cbranch(builder.icmp_signed("!=", add, _count(0)), adding, writing)
         builder.position_at_end(adding)
-        self._store([builder.fadd(self._load(e), v) for e, v in zip(self.entries, new_sums)])
+        self._store(
+            [builder.fadd(self._load(e), v) for e, v in zip(self.entries, new_sums, strict=True)]
+        )
         builder.branch(end)
         builder.position_at_end(writing)
         self._store(new_sums)

@@ -20,16 +20,17 @@ __all__ = ["KERNELS"]
 
 _WORTH = 1 << 15
 
+_ZERO = np.float32(0)
+
 
 def upsample_nearest2d_forward(x: Array, *, scale_factor: Size) -> Any:
     factors = _factors(x, scale_factor)
     if factors is None:
         return NotImplemented
-    batch, channels, height, width = x.shape
-    down, across = factors
+    (height, down), (width, across) = zip(x.shape[2:], factors, strict=True)
     y, result = _images(x, (height * down, width * across))
     source = x if in_planes(x) else channels_last(x)
-    channels = 1 if in_planes(x) else channels
+    channels = 1 if in_planes(x) else x.shape[1]
     rows = x.size // (width * channels)
     share(
         _enlarged, source.reshape(rows, width, channels),
@@ -77,17 +78,20 @@ def _images(like: Array, plane: Pair) -> tuple[Array, Array]:
 
 @compiled
 def _enlarged(x, y, thread, threads):
-    """Write y (R, sH, W · sW, C), the entries of rows x (R, W, C) sW times, and each row sH times."""
+    """Write y (R, sH, W · sW, C): rows x (R, W, C) sH times, every pixel of them sW times."""
     rows, width, channels = x.shape
     down, across = y.shape[1], y.shape[2] // width
     part = span(rows, thread, threads)
     for row in range(part.start, part.stop):
         source, first = x[row].reshape(-1), y[row, 0].reshape(-1)
-        for w in range(width):
-            values = source[w * channels : (w + 1) * channels]
-            for j in range(across):
-                at = (w * across + j) * channels
-                to = first[at : at + channels]
+        if channels == 1:
+            for j in range(np.uint64(across)):
+                for w in range(np.uint64(width)):
+                    first[w * np.uint64(across) + j] = source[w]
+        else:
+            for k in range(width * across):
+                values = source[k // across * channels : (k // across + 1) * channels]
+                to = first[k * channels : (k + 1) * channels]
                 for c in range(values.size):
                     to[c] = values[c]
         for i in range(1, down):
@@ -104,24 +108,28 @@ def _block_sums(dy, dx, thread, threads):
     sums = np.empty(dy.shape[2] * channels, np.float32)
     part = span(rows, thread, threads)
     for row in range(part.start, part.stop):
-        first = dy[row, 0].reshape(-1)
+        gradient, to = dy[row, 0].reshape(-1), dx[row].reshape(-1)
         for k in range(sums.size):
-            sums[k] = first[k]
+            sums[k] = gradient[k]
         for i in range(1, down):
             gradient = dy[row, i].reshape(-1)
             for k in range(sums.size):
                 sums[k] += gradient[k]
-        to = dx[row].reshape(-1)
-        for w in range(width):
-            target = to[w * channels : (w + 1) * channels]
-            at = w * across * channels
-            first = sums[at : at + channels]
-            for c in range(target.size):
-                target[c] = first[c]
-            for j in range(1, across):
-                values = sums[at + j * channels : at + (j + 1) * channels]
-                for c in range(target.size):
-                    target[c] += values[c]
+        if channels == 1:
+            for w in range(np.uint64(width)):
+                total = sums[w * np.uint64(across)]
+                for j in range(np.uint64(1), np.uint64(across)):
+                    total += sums[w * np.uint64(across) + j]
+                to[w] = total
+        else:
+            for w in range(width):
+                target = to[w * channels : (w + 1) * channels]
+                for j in range(across):
+                    at = (w * across + j) * channels
+                    values = sums[at : at + channels]
+                    for c in range(target.size):
+                        before = target[c] if j else _ZERO
+                        target[c] = before + values[c]
 
 
 KERNELS = {

@@ -40,10 +40,12 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     """Draw shapes and options; the groups make it plain, grouped or depthwise."""
     groups = draw(st.sampled_from([1, 1, 1, 2, 3, 19]))
     per_group = 1 if groups == 19 else draw(st.integers(1, 40 if groups == 1 else 9))
+    planes = st.tuples(st.integers(1, 17), st.integers(1, 17))
+    kernels = st.tuples(st.integers(1, 4), st.integers(1, 4))
     filters = 1 if groups == 19 else draw(st.integers(1, 40 if groups == 1 else 9))
     return {
-        "x": (draw(st.integers(1, 5)), groups * per_group, *draw(st.tuples(*[st.integers(1, 17)] * 2))),
-        "weight": (groups * filters, per_group, *draw(st.tuples(*[st.integers(1, 4)] * 2))),
+        "x": (draw(st.integers(1, 5)), groups * per_group, *draw(planes)),
+        "weight": (groups * filters, per_group, *draw(kernels)),
         "stride": draw(PAIRS),
         "padding": draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
         "dilation": draw(PAIRS),

@@ -35,8 +35,11 @@ NETWORKS = {
     "small_cnn": ({"num_classes": 5, "image_size": 32, "dropout": 0.0}, (3, 32, 32)),
     "vgg": ({"num_classes": 5, "blocks": ((20, 17), (18,)), "image_size": 16}, (3, 16, 16)),
     "cifar_resnet": ({"num_classes": 5, "depth": 8}, (3, 16, 16)),
-    "googlenet": ({"num_classes": 5, "image_size": 128, "dropout": 0.0, "aux_dropout": 0.0}, (3, 128, 128)),
-}  # fmt: skip
+    "googlenet": (
+        {"num_classes": 5, "image_size": 128, "dropout": 0.0, "aux_dropout": 0.0},
+        (3, 128, 128),
+    ),
+}
 KINDS = {
     "small_cnn": {ConvReLU},
     "vgg": {ConvNormReLU},
@@ -176,7 +179,7 @@ def test_what_a_unit_returns_is_a_feature_and_takes_a_tap() -> None:
     layer, params, state, images, _ = network("vgg")
     fused = fuse(layer)
     y, cache = layer.forward(params, state, images, train=True)
-    fused_y, fused_cache = fused.forward(params, state, images, train=True)
+    _, fused_cache = fused.forward(params, state, images, train=True)
     features, fused_features = dict(layer.features(cache)), dict(fused.features(fused_cache))
     assert set(fused_features) < set(features)
     assert {"layers.2", "layers.5", "layers.6", "layers", "fc"} <= set(fused_features)

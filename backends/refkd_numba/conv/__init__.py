@@ -289,8 +289,8 @@ def _direct(
     scratch = _input_rows(threads, block, x.shape[2], inputs, kernel, steps)
     tails = empty((threads, block * y.shape[2], COLUMNS))
     share(
-        direct.forward, x, panels, bias, y, groups, *steps, block, relu, packed.finite, scratch, tails,
-        worth=worth,
+        direct.forward, x, panels, bias, y, groups, *steps, block, relu, packed.finite,
+        scratch, tails, worth=worth,
     )  # fmt: skip
 
 

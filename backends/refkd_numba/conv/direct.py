@@ -89,10 +89,11 @@ def forward(
     """Write y (N, P, Q, K) of x (N, H, W, C); ``relu`` clips what is below 0.
 
     With ``skip``, taps that see nothing but the padding above or below are left out; where a
-    weight is not finite they must not be, since 0 times infinity is NaN. ``scratch`` has the input rows of a block for each thread, ``tails`` a block of outputs of
-    one panel. ``bias`` may be empty.
+    weight is not finite they must not be, since 0 times infinity is NaN. ``bias`` may be empty.
+    ``scratch`` has the input rows of a block for each thread, ``tails`` a block of outputs of
+    one panel.
     """
-    batch, height, width, all_inputs = x.shape
+    batch, height, width = x.shape[0], x.shape[1], x.shape[2]
     out_rows, out_columns, all_outputs = y.shape[1], y.shape[2], y.shape[3]
     kernel_h, kernel_w, inputs = panels.shape[2], panels.shape[3], panels.shape[4]
     outputs = all_outputs // groups

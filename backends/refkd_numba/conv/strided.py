@@ -32,7 +32,7 @@ def backward_input(
 
     ``columns`` (threads, block · Q, kH, kW, C/g) is scratch.
     """
-    height, width, all_inputs = dx.shape[1], dx.shape[2], dx.shape[3]
+    height, width = dx.shape[1], dx.shape[2]
     rows, across, all_outputs = dy.shape[1], dy.shape[2], dy.shape[3]
     groups, outputs, kernel_h, kernel_w, inputs = weight.shape
     taps = kernel_h * kernel_w * inputs

@@ -159,7 +159,8 @@ def input_tile(x, n, top, left, zeros, points, t):
 def gradient_tile(dy, n, top, left, zeros, points, block, t, odd):
     """Write A dy Aᵀ of the 4 × 4 gradients from (top, left) into points at t.
 
-    points is (36, panels · block · COLUMNS ...), COLUMNS filters to a panel. ``odd`` (4, 4, LANES) is room for filters that do not fill a vector.
+    points is (36, panels · block · COLUMNS ...), COLUMNS filters to a panel. ``odd``
+    (4, 4, LANES) is room for filters that do not fill a vector.
     """
     height, width, filters = dy.shape[1], dy.shape[2], dy.shape[3]
     source = dy.ctypes.data + _F * ((n * height + top) * width + left) * filters

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ from refkd.dispatch import Backend
 __all__ = ["backend"]
 
 _OLDEST_NUMBA = (0, 61)
+_REPAIR = "pip install -U 'refkd[numba]'"
 _MODULES = (
     "activation",
+    "attention",
+    "avg_pool",
     "batch_norm",
     "conv",
     "cross_entropy",
@@ -26,7 +29,9 @@ _MODULES = (
     "layer_norm",
     "linear",
     "pixels",
+    "pool",
     "regression",
+    "resample",
     "softmax",
     "update",
 )
@@ -37,20 +42,21 @@ _STEPS = ("mlp", "fused")
 def _reason_against() -> str | None:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set; unset it, or use the reference (numpy)"
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed; pip install 'refkd[numba]' brings it"
     try:
-        numba = importlib.import_module("numba")
+        version = str(importlib.import_module("numba").__version__)
     except Exception as error:  # whatever a broken installation raises, of which there are many
-        return f"Numba does not import ({type(error).__name__}: {error})"
-    version = tuple(int(part) for part in numba.__version__.split(".")[:2])
-    if version < _OLDEST_NUMBA:
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+            return "Numba is not installed; pip install 'refkd[numba]' brings it"
+        return f"Numba does not import ({_in_a_line(error)}); {_REPAIR}"
+    found = re.match(r"(\d+)\.(\d+)", version)  # a build from a checkout may have no number
+    if found and tuple(map(int, found.groups())) < _OLDEST_NUMBA:
         oldest = ".".join(map(str, _OLDEST_NUMBA))
-        return (
-            f"Numba {numba.__version__} is too old, {oldest} is the oldest that works; "
-            f"pip install -U 'refkd[numba]'"
-        )
+        return f"Numba {version} is too old, {oldest} is the oldest that works; {_REPAIR}"
     return None
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _compile_step(objective: Any, optimizer: Any) -> Any:
@@ -64,19 +70,22 @@ def _compile_step(objective: Any, optimizer: Any) -> Any:
 
 def _backend() -> Backend:
     reason = _reason_against()
-    kernels, error_factors = {}, {}
-    if reason is None:
-        for name in _MODULES:
+    kernels: dict[str, Any] = {}
+    error_factors: dict[str, float] = {}
+    try:
+        for name in _MODULES if reason is None else ():
             module = importlib.import_module(f"refkd_numba.{name}")
             kernels.update(module.KERNELS)
             error_factors.update(getattr(module, "ERROR_FACTORS", {}))
+    except Exception as error:  # of a Numba that is another, or of a BLAS that is not there
+        reason = f"its kernels do not load ({_in_a_line(error)}); {_REPAIR}"
     return Backend(
         name="numba",
         array_type=np.ndarray,
         asarray=np.asarray,
         to_numpy=np.asarray,
         synchronize=lambda: None,
-        kernels=kernels,
+        kernels=kernels if reason is None else {},
         compile_step=_compile_step if reason is None else None,
         error_factors=error_factors,
         blas_threads=1,  # in each thread of a team

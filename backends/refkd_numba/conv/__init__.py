@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refkd.dispatch import Array
 from refkd.errors import RefkdError
 from refkd.ops.im2col import ConvSizes, conv_sizes
-from refkd.ops.window import Size
+from refkd.ops.window import Pair, Size, as_pair
 from refkd.threads import worker_threads
 from refkd_numba import settings
 from refkd_numba.buffers import empty
@@ -97,8 +97,8 @@ def conv2d_backward_input(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if dy.ndim != 4 or weight.ndim != 4 or not isinstance(groups, int) or len(size) != 2:
+    size = _as_pair(input_size)
+    if size is None or not _are_images(dy, weight) or not isinstance(groups, int):
         return NotImplemented
     x_shape = (dy.shape[0], weight.shape[1] * groups, *size)
     g = sizes((dy, weight), x_shape, weight.shape, stride, padding, dilation, groups)
@@ -117,8 +117,8 @@ def conv2d_backward_weight(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
-    taps = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-    if dy.ndim != 4 or x.ndim != 4 or not isinstance(groups, int) or groups < 1:
+    taps = _as_pair(kernel_size)
+    if taps is None or not _are_images(dy, x) or not isinstance(groups, int) or groups < 1:
         return NotImplemented
     weight_shape = (dy.shape[1], x.shape[1] // groups, *taps)
     g = sizes((dy, x), x.shape, weight_shape, stride, padding, dilation, groups)
@@ -145,6 +145,17 @@ def sizes(
         return None
 
 
+def _as_pair(size: Size) -> Pair | None:
+    try:
+        return as_pair("", "", size, 0)
+    except RefkdError:
+        return None
+
+
+def _are_images(*arrays: Array) -> bool:
+    return all(getattr(array, "ndim", 0) == 4 for array in arrays)
+
+
 class _Steps(NamedTuple):
     """The numbers by which a window moves, as the compiled functions take them."""
 
@@ -157,16 +168,17 @@ class _Steps(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A weight as an algorithm reads it, and whether all of it is finite."""
+    """A weight as an algorithm reads it, and whether all of it is known to be finite."""
 
+    algorithm: str
     panels: NDArray[Any]
-    finite: bool
+    finite: bool = False
 
 
 def prepare(weight: Array, g: ConvSizes) -> Packed:
     """Return ``weight`` packed for the algorithm that serves ``g``."""
     if _is_depthwise(g):
-        return Packed(np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)), True)
+        return Packed("depthwise", np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)))
     if _is_winograd(g):
         return _winograd_panels(weight, flipped=False)
     return _panels(weight, g.groups, flipped=False)
@@ -189,19 +201,13 @@ def forward(
     y = empty((g.batch, *g.output_size, g.outputs))
     vector = _NO_BIAS if bias is None else np.ascontiguousarray(bias)
     packed = prepare(weight, g) if prepared is None else prepared
-    if _is_depthwise(g):
+    if packed.algorithm == "depthwise":
         of_channel = np.zeros(g.outputs, np.float32) if bias is None else vector
         share(
-            depthwise.forward,
-            source,
-            packed.panels,
-            of_channel,
-            y,
-            *_steps(g),
-            relu,
+            depthwise.forward, source, packed.panels, of_channel, y, *_steps(g), relu,
             worth=_is_worth(g),
-        )
-    elif _is_winograd(g):
+        )  # fmt: skip
+    elif packed.algorithm == "winograd":
         _winograd(source, packed, vector, y, g.padding, relu)
     else:
         _direct(source, packed, vector, y, _steps(g), relu, worth=_is_worth(g))
@@ -328,7 +334,7 @@ def _panels(weight: Array, groups: int, *, flipped: bool) -> Packed:
     inputs, outputs = (outputs // groups, inputs) if flipped else (inputs, outputs // groups)
     panels = empty((groups, -(-outputs // COLUMNS), *taps, inputs, COLUMNS))
     finite = direct.pack(np.ascontiguousarray(weight), panels, groups, flipped)
-    return Packed(panels, finite)
+    return Packed("direct", panels, finite)
 
 
 def _winograd_panels(weight: Array, *, flipped: bool) -> Packed:
@@ -339,7 +345,7 @@ def _winograd_panels(weight: Array, *, flipped: bool) -> Packed:
         winograd.transform_weight, np.ascontiguousarray(weight), panels, flipped,
         worth=weight.size > 1 << 14,
     )  # fmt: skip
-    return Packed(panels, True)
+    return Packed("winograd", panels)
 
 
 def _input_rows(

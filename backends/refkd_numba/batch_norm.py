@@ -229,8 +229,7 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
         scale = weight[c] * exact_rstd
         constants[0, c], constants[1, c] = rounded, scale
         constants[2, c] = bias[c] - (exact_mean - rounded) * scale
-    for k in range(3):
-        repeat(constants[k], channels)
+    repeat(constants, channels)
     return constants
 
 
@@ -238,12 +237,15 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
 def _summed(sums, channels):
     """Return the sums over all parts, channel by channel."""
     parts, kinds, width = sums.shape
-    totals = np.zeros((kinds, width), np.float64)
+    totals = np.empty((kinds, width), np.float64)
     for kind in range(kinds):
+        of_kind = totals[kind]
         for part in range(parts):
+            of_part = sums[part, kind]
             for j in range(width):
-                totals[kind, j] += sums[part, kind, j]
-        fold(totals[kind], channels)
+                before = of_kind[j] if part else 0.0
+                of_kind[j] = before + of_part[j]
+    fold(totals, channels)
     return totals
 
 
@@ -321,8 +323,7 @@ def _backward_constants(x, sums, of_batch, weight, mean, rstd, dweight, dbias, o
         slope, scale = r * of_weight / count, weight[c] * r
         constants[0, c], constants[1, c] = mean[c], slope * scale
         constants[2, c], constants[3, c] = (shift * slope - total / count) * scale, scale
-    for k in range(4):
-        repeat(constants[k], channels)
+    repeat(constants, channels)
     return constants
 
 

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -23,6 +24,8 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import caching, event
+from numba.core.sigutils import normalize_signature
+from numba.core.types import Array
 from numba.misc.appdirs import AppDirs
 
 from refkd_numba import blas
@@ -53,7 +56,26 @@ def compiled(function: F | None = None, /, *, fast: bool = True) -> Any:
     )
     with contextlib.suppress(RuntimeError):  # there is no folder to write to: compile every time
         dispatcher._cache = _Cache(function)
+    dispatcher.compile = functools.partial(_compile_as_writable, dispatcher, dispatcher.compile)
     return dispatcher
+
+
+def _compile_as_writable(
+    dispatcher: Any, compile_types: Callable[[Any], Any], signature: Any
+) -> Any:
+    """Let one compiled form serve arrays that are read-only and others.
+
+    For Numba they are two types; whether a kernel writes where it must not is for the
+    Python code around it to see.
+    """
+    arguments, _ = normalize_signature(signature)
+    writable = tuple(a.copy(readonly=False) if isinstance(a, Array) else a for a in arguments)
+    entry_point = compile_types(writable)
+    if writable != arguments:
+        compiled_form = dispatcher.overloads[arguments] = dispatcher.overloads[writable]
+        codes = [argument._code for argument in arguments]
+        dispatcher._insert(codes, entry_point, compiled_form.objectmode)
+    return entry_point
 
 
 def device(function: F | None = None, /, *, fast: bool = True, inline: bool = False) -> Any:
@@ -74,12 +96,12 @@ def cache_folder() -> Path:
     chosen = numba.config.CACHE_DIR
     caches = Path(chosen) if chosen else Path(AppDirs("refkd", appauthor=False).user_cache_dir)
     versions = [numba.__version__, llvmlite.__version__, np.__version__, sys.version, blas.PROVIDER]
-    return caches / f"numba-{_digest(version.encode() for version in versions)}"
+    return caches / f"refkd-numba-{_digest(version.encode() for version in versions)}"
 
 
 def prune_cache() -> None:
     """Delete what was compiled with other versions, or from sources that are no more."""
-    for folder in cache_folder().parent.glob("numba-*"):
+    for folder in cache_folder().parent.glob("refkd-numba-*"):
         if folder != cache_folder():
             shutil.rmtree(folder, ignore_errors=True)
     current = {_stamp(path) for path in _PACKAGE.rglob("*.py")}
@@ -165,8 +187,46 @@ class _CacheImpl(caching.CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
+class _CacheFile(caching.IndexDataCacheFile):
+    """Files of a digest and a pickle: what is damaged, or cannot be written, is as if not there."""
+
+    def _load_index(self) -> Any:
+        return self._read(self._index_path) or {}
+
+    def _save_index(self, overloads: Any) -> None:
+        self._write(self._index_path, overloads)
+
+    def _load_data(self, name: str) -> Any:
+        return self._read(self._data_path(name))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)
+
+    def _read(self, path: str) -> Any:
+        with contextlib.suppress(Exception):  # what a pickle imports may raise anything
+            contents = Path(path).read_bytes()
+            digest, data = contents[:_DIGEST_SIZE], contents[_DIGEST_SIZE:]
+            if hashlib.sha256(data).digest() == digest:
+                return pickle.loads(data)
+        return None
+
+    def _write(self, path: str, value: Any) -> None:
+        data = self._dump(value)
+        with contextlib.suppress(OSError), self._open_for_write(path) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
 class _Cache(caching.FunctionCache):
     _impl_class = _CacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _CacheFile(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
 
 class _Announcer(event.Listener):
@@ -180,13 +240,12 @@ class _Announcer(event.Listener):
 
     def on_end(self, event: Any) -> None:
         seconds = time.perf_counter() - self._begun.pop()
-        function = event.data["dispatcher"].py_func
+        dispatcher = event.data["dispatcher"]
+        function = dispatcher.py_func
         ours = function.__module__.partition(".")[0] == __package__
         if ours and not self._begun:
-            print(
-                f"refkd: compiled {function.__name__} in {seconds:.1f} s, and kept it",
-                file=sys.stderr,
-            )
+            kept = ", and kept it" if isinstance(dispatcher._cache, _Cache) else ""
+            print(f"refkd: compiled {function.__name__} in {seconds:.1f} s{kept}", file=sys.stderr)
 
 
 event.register("numba:compile", _Announcer())

@@ -47,7 +47,7 @@ def softmax_cross_entropy_forward(
     sums = room_for_sums(logits.size, _WORTH)
     share(
         _cross_entropy, flat_rows(logits), *given, logits.shape[-1], flat_rows(log_q),
-        flat_rows(losses), sums, worth=sums.size > 1,
+        flat_rows(losses), sums, worth=len(sums) > 1,
     )  # fmt: skip
     if reduction == "none":
         return losses[()], log_q
@@ -154,12 +154,11 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
             if labels.size == 0:
                 losses[row] = -dot(distributions[row_at(row, classes)], log_row)
                 continue
-            label = labels[row]
-            if 0 <= label < classes:
-                rest = _scaled_sum(log_row[:label], off) + _scaled_sum(log_row[label + 1 :], off)
-                losses[row] = -(rest + on * log_row[label])
-            else:
-                losses[row] = -_scaled_sum(log_row, off)
+            label = labels[row] if 0 <= labels[row] < classes else -1
+            loss = 0.0 if label < 0 else -on * np.float64(log_row[label])
+            for others in (log_row[: max(label, 0)], log_row[label + 1 :]):
+                loss -= _scaled_sum(others, off)
+            losses[row] = loss
     return total(losses)
 
 

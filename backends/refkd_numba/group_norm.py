@@ -96,7 +96,7 @@ def _columns_forward(x, width, weight, bias, eps, y, mean, rstd, thread, threads
     batch, groups = mean.shape
     channels = weight.size
     size, per_group = x.size // batch, channels // groups
-    scratch, sums = np.empty((6, width), np.float32), np.empty((2, width), np.float64)
+    scratch, sums = np.empty((4, width), np.float32), np.empty((2, width), np.float64)
     centre, scale, offset, origin = scratch[0], scratch[1], scratch[2], scratch[3]
     part = span(batch, thread, threads)
     for n in range(part.start, part.stop):
@@ -104,10 +104,9 @@ def _columns_forward(x, width, weight, bias, eps, y, mean, rstd, thread, threads
         for first in range(0, channels, per_group):
             for c in range(first, first + per_group):
                 origin[c] = values[first]
-        repeat(origin, channels)
+        repeat(scratch[3:], channels)
         column_moments(values, origin, scratch[:3], sums[0], sums[1])
-        fold(sums[0], channels)
-        fold(sums[1], channels)
+        fold(sums, channels)
         for g in range(groups):
             first = g * per_group
             total, square = 0.0, 0.0
@@ -121,8 +120,7 @@ def _columns_forward(x, width, weight, bias, eps, y, mean, rstd, thread, threads
             for c in range(first, first + per_group):
                 centre[c], scale[c] = rounded, weight[c] * r
                 offset[c] = bias[c] - rest * (weight[c] * r)
-        for k in range(3):
-            repeat(scratch[k], channels)
+        repeat(scratch[:3], channels)
         for i in range((size + width - 1) // width):
             forward_row(
                 row(values, i, width), centre, scale, offset, _NOTHING_LESS, row(to, i, width)
@@ -179,10 +177,9 @@ def _columns_backward(dy, x, width, weight, mean, rstd, dx, gradients, thread, t
         for g in range(groups):
             for c in range(g * per_group, (g + 1) * per_group):
                 centre[c] = mean[n, g]
-        repeat(centre, channels)
+        repeat(scratch[3:], channels)
         column_sums(d, d, values, False, centre, scratch[:3], sums)
-        for k in range(3):
-            fold(sums[k], channels)
+        fold(sums, channels)
         for g in range(groups):
             first, last = g * per_group, (g + 1) * per_group
             shift = 0.0
@@ -194,8 +191,7 @@ def _columns_backward(dy, x, width, weight, mean, rstd, dx, gradients, thread, t
             )
             for c in range(first, last):
                 slope[c], level[c], scale[c] = slope_of_x, level_of_x, weight[c] * rstd[n, g]
-        for k in range(3):
-            repeat(scratch[k], channels)
+        repeat(scratch[:3], channels)
         for i in range((size + width - 1) // width):
             t = row(d, i, width)
             backward_row(

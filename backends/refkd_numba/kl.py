@@ -107,7 +107,7 @@ def _divergence(kernel: Any, a: Array, b: Array, temperature: float, reduction: 
     sums = room_for_sums(a.size, _WORTH)
     share(
         kernel, *map(flat_rows, (a, b)), classes, 1 / temperature,
-        *map(flat_rows, (first, second, losses)), sums, worth=sums.size > 1,
+        *map(flat_rows, (first, second, losses)), sums, worth=len(sums) > 1,
     )  # fmt: skip
     if reduction == "none":
         return losses[()], first, second

@@ -81,20 +81,24 @@ def row(x, i, width):
     return x[i * width : min((i + 1) * width, x.size)]
 
 
-@device(inline=True)
-def fold(columns, channels):
-    """Add what a row's further repeats of the channels hold to the first."""
-    for first in range(channels, columns.size, channels):
-        for c in range(channels):
-            columns[c] += columns[first + c]
+@device
+def fold(sums, channels):
+    """Add what the further repeats of the channels hold in rows of sums to the first."""
+    for k in range(sums.shape[0]):
+        columns = sums[k]
+        for first in range(channels, columns.size, channels):
+            for c in range(channels):
+                columns[c] += columns[first + c]
 
 
-@device(inline=True)
-def repeat(columns, channels):
-    """Copy what the first of a row's repeats of the channels holds to the others."""
-    for first in range(channels, columns.size, channels):
-        for c in range(channels):
-            columns[first + c] = columns[c]
+@device
+def repeat(constants, channels):
+    """Copy what the first of the repeats of the channels holds in rows to the others."""
+    for k in range(constants.shape[0]):
+        columns = constants[k]
+        for first in range(channels, columns.size, channels):
+            for c in range(channels):
+                columns[first + c] = columns[c]
 
 
 @device

@@ -1,8 +1,9 @@
 """What a kernel is that is measured alone, its arrays, and how a call is timed.
 
 A call's arrays come from a ring of copies that together exceed the last-level cache, so
-that neither side finds its inputs in the cache because it has just read them. Which
-kernels there are is in :mod:`bench.workloads.kernel_families`.
+that neither side finds its inputs in the cache because it has just read them. (There are
+limits: of a kernel that reads 10 KB a thousand copies do not. In a training it would find
+them there, too.) Which kernels there are is in :mod:`bench.workloads.kernel_families`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["LAYOUTS", "Call", "Kernel", "RingSide"]
 
 LAYOUTS = ("contiguous", "channels_last")
 _RING_BYTES = 1 << 27
+_MOST_COPIES = 1024
 _POISONED_BLOCKS = 4
 _INTEGERS = ("indices", "labels")
 _CLASSES = 10  # that the labels are of; all logits here have at least as many
@@ -107,7 +109,8 @@ class Kernel:
     def ring(self, layout: str, dtype: str) -> Iterator[Arrays]:
         """Draw copies of the arrays, at least two, in one of ``LAYOUTS``: float32 values."""
         rng = np.random.default_rng(1)
-        for _ in range(max(2, -(-_RING_BYTES // self._nbytes(self.reads)))):
+        copies = -(-_RING_BYTES // self._nbytes(self.reads))
+        for _ in range(min(max(copies, 2), _MOST_COPIES)):
             yield {
                 name: _in_layout(_draw(rng, name, self.shape_of(name), dtype), layout)
                 for name in self.drawn

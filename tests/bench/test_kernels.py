@@ -126,6 +126,8 @@ class TestRing:
         ring = list(kernel.ring("contiguous", "float32"))
         assert sum(array.nbytes for arrays in ring for array in arrays.values()) >= 100_000
         assert not np.array_equal(ring[0]["x"], ring[1]["x"])
+        monkeypatch.setattr("bench.workloads.kernels._MOST_COPIES", 7)
+        assert len(list(kernel.ring("contiguous", "float32"))) == 7
         monkeypatch.setattr("bench.workloads.kernels._RING_BYTES", 1)
         assert len(list(kernel.ring("contiguous", "float32"))) == 2
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refkd import dispatch
 from refkd.data.dataset import Normalization, Split, to_batch
+from refkd.dispatch import Backend, use_backend
 from refkd.distill import LogitDistillation, Stage, frozen_logits
 from refkd.losses import KDSpec
 from refkd.models import create
@@ -63,6 +65,29 @@ def test_a_row_does_not_depend_on_its_neighbours(
     np.testing.assert_array_equal(live, stored[some])
 
 
+def test_each_backend_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def linear_forward(x: Any, weight: Any, bias: Any) -> Any:
+        y = x @ weight.T + bias
+        y[1::2] += np.float32(0.01)  # it sums the odd rows in another order, so to speak
+        return y
+
+    odd = Backend(
+        "odd",
+        np.ndarray,
+        np.asarray,
+        np.asarray,
+        lambda: None,
+        kernels={"linear_forward": linear_forward},
+    )
+    monkeypatch.setitem(dispatch._loaded, "odd", odd)
+    params, state, images = drawn(NETWORKS["digits"], 40)
+    for backend in ("numpy", "odd", "numpy"):  # none takes what was found out about another
+        with use_backend(backend):
+            stored = frozen_logits(NETWORKS["digits"], params, state, images, block=32)
+            shifted = frozen_logits(NETWORKS["digits"], params, state, images[1:], block=32)
+            np.testing.assert_array_equal(shifted, stored[1:])
+
+
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
 @pytest.mark.parametrize("block", [1, 32, 50, 1000])
 def test_they_are_the_logits_of_the_network_in_evaluation(rows: int, block: int) -> None:
@@ -80,6 +105,21 @@ def test_images_keep_their_shape_on_the_way_to_the_network() -> None:
     flat = frozen_logits(teacher, params, state, images, block=32)
     square = frozen_logits(teacher, params, state, images.reshape(40, 1, 8, 8), block=32)
     np.testing.assert_array_equal(square, flat)
+
+
+@pytest.mark.parametrize("rows", [32, 64])
+def test_a_batch_that_fills_the_block_gives_a_fresh_result(rows: int) -> None:
+    params, state, images = drawn(NETWORKS["digits"], rows)
+    before = images.copy()
+    for same in (images, np.asfortranarray(images), images[::-1][::-1]):
+        logits = frozen_logits(NETWORKS["digits"], params, state, same, block=32)
+        single = [
+            frozen_logits(NETWORKS["digits"], params, state, same[i : i + 1], block=32)
+            for i in range(rows)
+        ]
+        np.testing.assert_array_equal(logits, np.concatenate(single))
+        logits[...] = 0
+        np.testing.assert_array_equal(same, before)
 
 
 def test_no_image_has_no_logits() -> None:

@@ -391,19 +391,22 @@ def _note(rates, which, square, thread, threads):
             norms[other] = 0
 
 
-@device
+@device(fast=False)
 def _check(rates, facts, numbers, lr, examples, results):
     """Find whether all terms and gradients are surely finite; then count the step."""
     if results[VERDICT] == REFUSED:
         return
-    fine = math.isfinite(results[TOTAL] + results[HARD] + results[SOFT])
+    # Comparisons, which are false for NaN: where sums may be reordered, x − x may become 0.
+    fine = True
+    for term in (TOTAL, HARD, SOFT):
+        fine &= abs(results[term]) < math.inf
     room = (rates.shape[1] - NORMS) // 2
     for layer in range(facts[FIRST_LAYER], len(rates)):
         inputs, gradient = 0.0, 0.0
         for thread in range(room):
             inputs += rates[layer, NORMS + thread]
             gradient += rates[layer, NORMS + room + thread]
-        # Of a bias the inputs are ones. A comparison with NaN is false.
+        # Of a bias the inputs are ones.
         fine &= math.sqrt(gradient) * math.sqrt(max(inputs, examples)) < _LARGEST
     if not fine:
         return

@@ -28,6 +28,7 @@ __all__ = ["MLPStep", "compile_step"]
 
 _WORTH = 3 << 20  # products; below it a part is not worth a second thread
 _PER_VALUE, _PER_PARAMETER = 16, 40  # products that take as long as to copy, or to update one
+_ALONE = -1  # the cost of what one thread has to do
 _FLOAT32 = np.dtype(np.float32)
 _NO_TARGETS = np.empty((0, 0), np.float32)
 _REDUCTIONS = {
@@ -271,9 +272,9 @@ def _program(
         (kernels.FORWARD, i, rows * dense.inputs * dense.outputs) for i, dense in enumerate(frozen)
     ]
     parts += [(kernels.FORWARD, first + i, cost) for i, cost in enumerate(costs)]
-    parts.append((kernels.LOSS, first + last, 0))
+    parts.append((kernels.LOSS, first + last, _ALONE))
     parts += [(kernels.BACKWARD, first + i, costs[i]) for i in range(last, 0, -1)]
-    parts.append((kernels.CHECK, first, 0))
+    parts.append((kernels.CHECK, first, _ALONE))
     calls: list[tuple[int, int, bool]] = []
     for i, (_, _, cost) in enumerate(parts):
         _add_call(calls, i, i + 1, worth=threads > 1 and cost > _WORTH)

@@ -85,9 +85,10 @@ def run_rows(
         return 4
     print("peaks of this machine ...", file=sys.stderr, flush=True)
     peaks = measure_peaks(arguments.threads)
-    settings = peaks | environment(
+    settings = environment(
         threads=arguments.threads, backend=arguments.backend, peer=arguments.peer
     )
+    settings |= peaks
     rows: list[Row] = []
     failed = False
     for name in arguments.rows or names:

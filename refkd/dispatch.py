@@ -117,6 +117,9 @@ class Backend:
         None where it has none for them.
     blas_threads : int or None
         How many threads BLAS may take while the backend is selected; None limits nothing.
+    prune_cache : callable or None
+        Deletes what it keeps compiled on disk and has no use for any more; None where it
+        keeps nothing.
     error_factors : mapping
         By kernel name, how many times the error of the float32 reference an override may
         make whose algorithm is less accurate; the others keep to 4 times.
@@ -133,6 +136,7 @@ class Backend:
     kernels: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     compile_step: Callable[[Any, Any], Any] | None = None
     blas_threads: int | None = None
+    prune_cache: Callable[[], None] | None = None
     error_factors: Mapping[str, float] = field(default_factory=dict)
     unavailable_reason: str | None = None
 

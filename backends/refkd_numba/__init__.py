@@ -68,6 +68,10 @@ def _compile_step(objective: Any, optimizer: Any) -> Any:
     return None
 
 
+def _prune_cache() -> None:
+    importlib.import_module("refkd_numba.compile").prune_cache()
+
+
 def _backend() -> Backend:
     reason = _reason_against()
     kernels: dict[str, Any] = {}
@@ -88,6 +92,7 @@ def _backend() -> Backend:
         kernels=kernels if reason is None else {},
         compile_step=_compile_step if reason is None else None,
         error_factors=error_factors,
+        prune_cache=_prune_cache if reason is None else None,
         blas_threads=1,  # in each thread of a team
         unavailable_reason=reason,
     )

@@ -216,7 +216,8 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
             exact_var = totals[1, c] / count - total * total
             if exact_var < 0:
                 exact_var = 0.0
-            if not np.isfinite(exact_mean):
+            # Not by isfinite: that is x − x, which LLVM makes 0 where sums may be reordered.
+            if not abs(exact_mean) < np.inf:
                 exact_mean, exact_var = np.nan, np.nan
             if own:
                 mean[c], var[c] = exact_mean, exact_var

@@ -7,6 +7,7 @@ and all that shares its memory are gone; nothing that somebody holds is ever ove
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import weakref
@@ -20,6 +21,7 @@ __all__ = ["empty", "empty_images", "empty_like"]
 
 _ALIGNMENT = 64
 _SMALL = 1 << 14  # bytes; malloc serves these from memory it already has
+_LARGE, _SLACK = 1 << 20, 3  # bytes, and times as much as is asked for
 _KEEP = 4096  # requests for which a block waits to be used again
 
 
@@ -91,16 +93,23 @@ class _Pool:
             self._drop_unused()
         step = 1 << max(size.bit_length() - 4, 0)
         size = -(-size // step) * step  # a few sizes, of which little is wasted
-        try:
-            block = self.free[size].pop()
-        except (KeyError, IndexError):
-            self.free.setdefault(size, deque())
-            block = _Block(size)
+        block = self._free_block(size) or _Block(size)
         array: NDArray[Any] = np.ndarray(shape, dtype, block.memory, block.offset)
         block.lease = lease = _Lease(array, self._take_back)
         lease.block = block
         self.lent.add(block)
         return array
+
+    def _free_block(self, size: int) -> _Block | None:
+        """Return a block of that size; or a larger one, rather than to take more memory."""
+        free = self.free.setdefault(size, deque())
+        others: list[int] = []
+        if not free and size >= _LARGE:
+            others = sorted(s for s in list(self.free) if size < s <= _SLACK * size)
+        for blocks in (free, *map(self.free.__getitem__, others)):
+            with contextlib.suppress(IndexError):
+                return blocks.pop()
+        return None
 
     def _take_back(self, lease: _Lease) -> None:
         block = lease.block

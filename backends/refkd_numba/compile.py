@@ -39,7 +39,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
 
 
-def compiled(function: F | None = None, /, *, fast: bool = True) -> Any:
+def compiled(function: F | None = None, /, *, fast: bool = True, counted: bool = True) -> Any:
     """Compile a kernel: a function that Python calls, cached on disk.
 
     It releases the GIL, divides by zero as NumPy does, and takes arrays and numbers.
@@ -48,12 +48,18 @@ def compiled(function: F | None = None, /, *, fast: bool = True) -> Any:
     ----------
     fast : bool
         False keeps every sum in the order in which it is written.
+    counted : bool
+        False where no array is made but views of others. Then nobody counts who refers to
+        their memory, which for a view of each row takes as long as a short row.
     """
     if function is None:
-        return functools.partial(compiled, fast=fast)
-    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(FAST) if fast else False)(
-        function
-    )
+        return functools.partial(compiled, fast=fast, counted=counted)
+    dispatcher = numba.njit(
+        nogil=True,
+        error_model="numpy",
+        fastmath=set(FAST) if fast else False,
+        _nrt=counted,
+    )(function)
     with contextlib.suppress(RuntimeError):  # there is no folder to write to: compile every time
         dispatcher._cache = _Cache(function)
     dispatcher.compile = functools.partial(_compile_as_writable, dispatcher, dispatcher.compile)
@@ -78,15 +84,23 @@ def _compile_as_writable(
     return entry_point
 
 
-def device(function: F | None = None, /, *, fast: bool = True, inline: bool = False) -> Any:
+def device(
+    function: F | None = None,
+    /,
+    *,
+    fast: bool = True,
+    inline: bool = False,
+    counted: bool = True,
+) -> Any:
     """Compile a part of kernels: it is compiled into whatever calls it, and cached with that."""
     if function is None:
-        return functools.partial(device, fast=fast, inline=inline)
+        return functools.partial(device, fast=fast, inline=inline, counted=counted)
     return numba.njit(
         nogil=True,
         error_model="numpy",
         fastmath=set(FAST) if fast else False,
         forceinline=inline,
+        _nrt=counted,
     )(function)
 
 

@@ -135,7 +135,7 @@ def _cross_entropy_gradient(
     )  # fmt: skip
 
 
-@device
+@device(counted=False)
 def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, losses, work):
     """Write log softmax of all rows, and the losses; return their sum.
 
@@ -162,7 +162,7 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
     return total(losses)
 
 
-@device
+@device(counted=False)
 def cross_entropy_gradient_rows(
     log_q, labels, distributions, on, off, classes, scale, row_scales, dz
 ):
@@ -199,7 +199,7 @@ def _cross_entropy_slope(q, mass, t, scale):
     return (q * mass - t) * scale
 
 
-@device
+@device(counted=False)
 def _scaled_sum(x, factor):
     """Return Σ factor · x: NaN where the factor is 0 and some x is infinite."""
     result = 0.0

@@ -135,7 +135,7 @@ def _statistics(total, square, origin, count, eps):
     if var < 0:
         var = 0.0
     mean = origin + total
-    if not np.isfinite(mean):
+    if not abs(mean) < np.inf:
         mean, var = np.nan, np.nan
     return mean, 1 / np.sqrt(var + eps)
 

@@ -134,7 +134,7 @@ def _kd_gradient(q, s, t, labels, classes, hard, soft, dloss, dz, thread, thread
     )
 
 
-@device
+@device(counted=False)
 def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     """Write q = softmax(z), s = softmax(scale · z) and t = softmax(scale · v) of all rows.
 
@@ -162,7 +162,7 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     return hard, soft, misfits
 
 
-@device
+@device(counted=False)
 def kd_gradient_rows(q, s, t, labels, classes, hard, soft, dloss, dz):
     """Write dloss · (hard · (q − y) + soft · (s − t)) of all rows, y one-hot labels."""
     hard, soft, dloss = np.float32(hard), np.float32(soft), np.float32(dloss)

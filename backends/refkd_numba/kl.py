@@ -135,30 +135,70 @@ def _is_divergence(arrays: tuple[Array, Array], temperature: float, reduction: s
 
 @compiled
 def _kl(p_logits, q_logits, classes, scale, log_p, log_q, losses, sums, thread, threads):
-    """Write losses = Σ p (log p − log q)."""
-    parts, step = span(len(sums), thread, threads), rows_at_a_time(classes)
-    scale, work = np.float32(scale), work_space(classes)
+    """Write losses = Σ p (log p − log q); a row of ``sums`` is the sum of a part of them."""
+    parts, work = span(len(sums), thread, threads), work_space(classes)
     for part in range(parts.start, parts.stop):
         rows = span(losses.size, part, len(sums))
-        for first in range(rows.start, rows.stop, step):
-            last = min(first + step, rows.stop)
-            block = slice(first * classes, last * classes)
-            p, q = two_blocks(work, block)
-            both_softmaxes(p_logits[block], log_p[block], p, classes, scale, work)
-            both_softmaxes(q_logits[block], log_q[block], q, classes, scale, work)
-            for row in range(first, last):
-                at, here = row_at(row, classes), row_at(row - first, classes)
-                losses[row] = expected_difference(p[here], log_p[at], log_q[at])
-        sums[part, 0] = total(losses[rows])
+        block = slice(rows.start * classes, rows.stop * classes)
+        sums[part, 0] = _kl_rows(
+            p_logits[block], q_logits[block], classes, scale, log_p[block], log_q[block],
+            losses[rows], work,
+        )  # fmt: skip
 
 
 @compiled
 def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threads):
     """Write dp = p (l − Σ p l) · scale, l = log p − log q, and dq = (q − p) · scale."""
-    rows, step = span(log_p.size // classes, thread, threads), rows_at_a_time(classes)
-    work = work_space(classes)
-    for first in range(rows.start, rows.stop, step):
-        last = min(first + step, rows.stop)
+    rows = span(log_p.size // classes, thread, threads)
+    block = slice(rows.start * classes, rows.stop * classes)
+    _kl_gradient_rows(
+        log_p[block], log_q[block], classes, scale, row_scales[rows], dp[block], dq[block],
+        work_space(classes),
+    )  # fmt: skip
+
+
+@compiled
+def _kl_without_log(z, v, classes, scale, s, t, losses, sums, thread, threads):
+    """Write losses = Σ t (log t − s); a row of ``sums`` is the sum of a part of them."""
+    parts, work = span(len(sums), thread, threads), work_space(classes)
+    for part in range(parts.start, parts.stop):
+        rows = span(losses.size, part, len(sums))
+        block = slice(rows.start * classes, rows.stop * classes)
+        sums[part, 0] = _kl_without_log_rows(
+            z[block], v[block], classes, scale, s[block], t[block], losses[rows], work
+        )
+
+
+@compiled(counted=False)
+def _kl_without_log_gradient(s, t, classes, scale, row_scales, dz, thread, threads):
+    """Write dz = −s (t − Σ t s) · scale."""
+    rows = span(s.size // classes, thread, threads)
+    for row in range(rows.start, rows.stop):
+        at = row_at(row, classes)
+        softmax_gradient(t[at], s[at], -row_scale(scale, row_scales, row), dz[at])
+
+
+@device(counted=False)
+def _kl_rows(p_logits, q_logits, classes, scale, log_p, log_q, losses, work):
+    step, scale = rows_at_a_time(classes), np.float32(scale)
+    for first in range(0, losses.size, step):
+        last = min(first + step, losses.size)
+        block = slice(first * classes, last * classes)
+        p, q = two_blocks(work, block)
+        both_softmaxes(p_logits[block], log_p[block], p, classes, scale, work)
+        both_softmaxes(q_logits[block], log_q[block], q, classes, scale, work)
+        for row in range(first, last):
+            at, here = row_at(row, classes), row_at(row - first, classes)
+            losses[row] = expected_difference(p[here], log_p[at], log_q[at])
+    return total(losses)
+
+
+@device(counted=False)
+def _kl_gradient_rows(log_p, log_q, classes, scale, row_scales, dp, dq, work):
+    """Write both gradients, or one where the other's array is empty."""
+    rows, step = log_p.size // classes, rows_at_a_time(classes)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
         block = slice(first * classes, last * classes)
         p, _ = two_blocks(work, block)
         exponentials(log_p[block], p)
@@ -173,35 +213,22 @@ def _kl_gradient(log_p, log_q, classes, scale, row_scales, dp, dq, thread, threa
                 _scaled_difference(dq[at], p[here], factor)
 
 
-@compiled
-def _kl_without_log(z, v, classes, scale, s, t, losses, sums, thread, threads):
-    """Write losses = Σ t (log t − s)."""
-    parts, step = span(len(sums), thread, threads), rows_at_a_time(classes)
-    scale, work = np.float32(scale), work_space(classes)
-    for part in range(parts.start, parts.stop):
-        rows = span(losses.size, part, len(sums))
-        for first in range(rows.start, rows.stop, step):
-            last = min(first + step, rows.stop)
-            block = slice(first * classes, last * classes)
-            log_t, _ = two_blocks(work, block)
-            softmax(z[block], s[block], classes, scale)
-            both_softmaxes(v[block], log_t, t[block], classes, scale, work)
-            for row in range(first, last):
-                at, here = row_at(row, classes), row_at(row - first, classes)
-                losses[row] = expected_difference(t[at], log_t[here], s[at])
-        sums[part, 0] = total(losses[rows])
+@device(counted=False)
+def _kl_without_log_rows(z, v, classes, scale, s, t, losses, work):
+    step, scale = rows_at_a_time(classes), np.float32(scale)
+    for first in range(0, losses.size, step):
+        last = min(first + step, losses.size)
+        block = slice(first * classes, last * classes)
+        log_t, _ = two_blocks(work, block)
+        softmax(z[block], s[block], classes, scale)
+        both_softmaxes(v[block], log_t, t[block], classes, scale, work)
+        for row in range(first, last):
+            at, here = row_at(row, classes), row_at(row - first, classes)
+            losses[row] = expected_difference(t[at], log_t[here], s[at])
+    return total(losses)
 
 
-@compiled
-def _kl_without_log_gradient(s, t, classes, scale, row_scales, dz, thread, threads):
-    """Write dz = −s (t − Σ t s) · scale."""
-    rows = span(s.size // classes, thread, threads)
-    for row in range(rows.start, rows.stop):
-        at = row_at(row, classes)
-        softmax_gradient(t[at], s[at], -row_scale(scale, row_scales, row), dz[at])
-
-
-@device
+@device(counted=False)
 def _kl_slope(p, log_p, log_q, scale, dp):
     """Write p (l − Σ p l) · scale, of one row."""
     mean = np.float32(expected_difference(p, log_p, log_q))
@@ -214,7 +241,7 @@ def _centred(p, log_p, log_q, mean, scale):
     return p * ((log_p - log_q) - mean) * scale
 
 
-@device
+@device(counted=False)
 def _scaled_difference(q, p, scale):
     """Write (q − p) · scale into q, a row."""
     for i in range(q.size):

@@ -63,7 +63,7 @@ def _statistics(
     return [each[0] + _FLOAT32.type(0), each[1] + _FLOAT32.type(0)]
 
 
-@compiled(fast=False)
+@compiled(fast=False, counted=False)
 def _by_run(pixels, scale, mean, std, run, x, thread, threads):
     """Write x = (pixels · scale − mean) / std, where ``run`` neighbours belong to one channel."""
     runs = span(pixels.size // run, thread, threads)
@@ -76,7 +76,7 @@ def _by_run(pixels, scale, mean, std, run, x, thread, threads):
             out[i] = (np.float32(stored[i]) * scale - m) / s
 
 
-@compiled(fast=False)
+@compiled(fast=False, counted=False)
 def _by_table(pixels, scale, mean, std, run, x, thread, threads):
     """Write x = (pixels · scale − mean) / std, the statistics of neighbours in tables."""
     size = mean.size

@@ -55,19 +55,19 @@ def scales(
     return None if number is None else (number / divisor, _NONE)
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def row_at(row, classes):
     """Return where a row lies in a flat array."""
     return slice(row * classes, (row + 1) * classes)
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def row_scale(scale, row_scales, row):
     """Return ``scale``, times the row's own where there are any."""
     return np.float32(scale) * (row_scales[row] if row_scales.size else _ONE)
 
 
-@device
+@device(counted=False)
 def expected_difference(p, x, y):
     """Return Σ p (x − y)."""
     result = 0.0

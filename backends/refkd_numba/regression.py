@@ -79,7 +79,7 @@ def _difference_gradient(
     return dx, dy
 
 
-@compiled
+@compiled(counted=False)
 def _mse(x, y, delta, sums, thread, threads):
     """A row of ``sums`` is the sum of (x − y)² of a part."""
     parts = span(len(sums), thread, threads)
@@ -95,7 +95,7 @@ def _mse(x, y, delta, sums, thread, threads):
         sums[part, 0] = result
 
 
-@compiled
+@compiled(counted=False)
 def _huber(x, y, delta, sums, thread, threads):
     """A row of ``sums`` is the sum of c (|d| − c/2), c = min(|d|, δ), d = x − y, of a part."""
     parts, delta = span(len(sums), thread, threads), np.float32(delta)

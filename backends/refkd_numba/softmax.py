@@ -60,7 +60,7 @@ def _along(kernel: Any, arrays: tuple[Array, ...], axis: int, temperature: float
     return np.moveaxis(y, -1, axis) if elsewhere else y
 
 
-@compiled
+@compiled(counted=False)
 def _softmax_forward(x, classes, scale, y, thread, threads):
     """Write y = softmax(scale · x)."""
     rows, step = span(x.size // classes, thread, threads), rows_at_a_time(classes)
@@ -70,7 +70,7 @@ def _softmax_forward(x, classes, scale, y, thread, threads):
         softmax(x[block], y[block], classes, scale)
 
 
-@compiled
+@compiled(counted=False)
 def _softmax_backward(dy, y, classes, scale, dx, thread, threads):
     """Write dx = y (dy − Σ dy y) · scale."""
     rows = span(y.size // classes, thread, threads)
@@ -92,7 +92,7 @@ def _log_softmax_forward(x, classes, scale, y, thread, threads):
         both_softmaxes(x[block], y[block], q, classes, scale, work)
 
 
-@compiled
+@compiled(counted=False)
 def _log_softmax_backward(dy, y, classes, scale, dx, thread, threads):
     """Write dx = (dy − exp(y) Σ dy) · scale."""
     rows, step = span(y.size // classes, thread, threads), rows_at_a_time(classes)
@@ -115,7 +115,7 @@ def rows_at_a_time(classes):
     return max(1, _BLOCK // classes)
 
 
-@device
+@device(counted=False)
 def softmax(x, y, classes, scale):
     """Write softmax(scale · x) of each row of a block."""
     shift(x, y, classes, scale)
@@ -128,7 +128,7 @@ def softmax(x, y, classes, scale):
             row[i] *= factor
 
 
-@device
+@device(counted=False)
 def both_softmaxes(x, log_q, q, classes, scale, work):
     """Write log softmax(scale · x) and softmax(scale · x) of each row of a block."""
     shift(x, log_q, classes, scale)
@@ -157,14 +157,14 @@ def work_space(classes):
     return np.empty(2 * rows_at_a_time(classes) * (classes + 1), np.float32)
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def two_blocks(work, block):
     """Return two arrays as long as a block, in what work_space returns."""
     size = block.stop - block.start
     return work[:size], work[size : 2 * size]
 
 
-@device
+@device(counted=False)
 def softmax_gradient(dy, y, scale, dx):
     """Write y (dy − Σ dy y) · scale, of one row."""
     s = np.float32(dot(dy, y))
@@ -172,7 +172,7 @@ def softmax_gradient(dy, y, scale, dx):
         dx[i] = _softmax_slope(dy[i], y[i], s, scale)
 
 
-@device
+@device(counted=False)
 def shift(x, z, classes, scale):
     """Write (x − its row's maximum) · scale."""
     for first in range(0, x.size, classes):
@@ -182,7 +182,7 @@ def shift(x, z, classes, scale):
             out[i] = shifted(row[i], top, scale)
 
 
-@device
+@device(counted=False)
 def exponentials(x, y):
     """Write exp(x)."""
     for i in range(x.size):

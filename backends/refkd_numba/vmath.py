@@ -1,9 +1,10 @@
 """exp, log, tanh, the normal distribution, sums and maxima in float32, for LLVM to vectorise.
 
 Numba's own are calls to a C library, one per number. These are polynomials without a
-branch: a loop over them runs in whole vectors. All pass NaN on. The stated errors are the
-largest over all float32 arguments, in units in the last place (tests/backends/test_numba_vmath.py);
-polynomials are minimax fits, of an error well below a rounding.
+branch: a loop over them runs in whole vectors. All pass NaN on. The errors stated are the
+largest over all float32 arguments, in units in the last place (ulp), as compiled for a
+processor that fuses products with sums; tests/backends/test_numba_vmath.py tries them all.
+The polynomials are minimax fits whose own error is well below a rounding.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ _NQ1, _NQ2, _NQ3, _NQ4, _NQ5 = map(
 
 @elementwise
 def exp(x):
-    """Return exp(x), to 1 ulp."""
+    """Return exp(x), to 1.03 ulp; of x beyond the range of float32 too, 0 or infinity."""
     x = _EXP_LARGEST if x > _EXP_LARGEST else x
     x = _EXP_SMALLEST if x < _EXP_SMALLEST else x
     y, power = _exp_parts(x)
@@ -95,7 +96,7 @@ def exp(x):
 
 @elementwise
 def exp_nonpositive(x):
-    """Return exp(x) for x <= 0, to 1 ulp."""
+    """Return exp(x) for x <= 0, to 1.03 ulp, in fewer steps."""
     x = _EXP_SMALLEST if x < _EXP_SMALLEST else x
     y, power = _exp_parts(x)
     return y * _power_of_2(power + _EXP_SPARE) * _EXP_SPARE_SCALE
@@ -119,7 +120,7 @@ def _power_of_2(k):
 
 @elementwise
 def log(x):
-    """Return log(x), to 1 ulp; −inf at 0, NaN below."""
+    """Return log(x), to 0.87 ulp; −∞ at 0, NaN below."""
     subnormal = x < _SMALLEST_NORMAL
     scaled = x * _2_TO_23 if subnormal else x
     # The bits above those of √½ are the power of 2, and the rest makes 1 + f in [√½, √2).
@@ -138,7 +139,7 @@ def log(x):
 
 @elementwise
 def tanh(x):
-    """Return tanh(x), to 2 ulp."""
+    """Return tanh(x), to 1.47 ulp."""
     a = abs(x)
     e = exp_nonpositive(-(a + a))
     large = _ONE - _TWO * (e / (_ONE + e))
@@ -150,7 +151,7 @@ def tanh(x):
 
 @elementwise
 def sigmoid_tails(x):
-    """Return σ(x) and σ(−x), to 2 ulp each."""
+    """Return σ(x) and σ(−x), to 2.83 ulp each."""
     e = exp_nonpositive(-abs(x))
     large = _ONE / (_ONE + e)
     small = e * large
@@ -160,7 +161,10 @@ def sigmoid_tails(x):
 
 @elementwise
 def normal_tail(x):
-    """Return Φ(−|x|), and exp(−x²/2), to 3 ulp but for the rounding of x²."""
+    """Return Φ(−|x|), to 3.8 ulp, and exp(−x²/2), to 0.72 ulp.
+
+    Each may be wrong by x²/2 ulp more: x² is rounded before it becomes an exponent.
+    """
     a = abs(x)
     density = exp_nonpositive(_MINUS_HALF * (a * a))
     a = _TAIL_LARGEST if a > _TAIL_LARGEST else a
@@ -169,7 +173,7 @@ def normal_tail(x):
     return density * (p / q), density
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def largest(x):
     """Return the largest of x, or anything where there is a NaN among them."""
     # Whole numbers in the order of the floats: a maximum of floats does not vectorise,
@@ -182,7 +186,7 @@ def largest(x):
     return np.int32(key ^ ((key >> 31) & _ALL_BUT_SIGN)).view(np.float32)
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def total(x):
     """Return the sum of x in float64; of many entries the error does not grow."""
     if x.size <= _SUMMANDS:
@@ -193,7 +197,7 @@ def total(x):
     return result
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def _subtotal(x):
     result = _ZERO
     for i in range(x.size):
@@ -201,7 +205,7 @@ def _subtotal(x):
     return result
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def dot(x, y):
     """Return Σ x·y in float64, as :func:`total`."""
     if x.size <= _SUMMANDS:
@@ -213,7 +217,7 @@ def dot(x, y):
     return result
 
 
-@device(inline=True)
+@device(inline=True, counted=False)
 def _subtotal_of_products(x, y):
     result = _ZERO
     for i in range(x.size):

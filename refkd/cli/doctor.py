@@ -6,9 +6,12 @@ import argparse
 import importlib.metadata
 import json
 import math
+import sys
 from typing import Any
 
-from refkd.dispatch import available_backends
+from refkd.cli.warm_up import warm_up
+from refkd.dispatch import available_backends, get_backend
+from refkd.errors import ConfigError
 from refkd.recipes.environment import environment
 from refkd.testing.pairs import check_all
 
@@ -28,11 +31,20 @@ def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("doctor", help="say what is installed and what works here")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "--warm-up",
+        action="store_true",
+        help="compile all that the backends have, so that no training waits for it",
+    )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="the one to warm up (default: all that are ready)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand; 1 if the gradient check fails."""
+    seconds = _warm_up(arguments)
     row = next(iter(check_all(["softmax_kd"])))
     facts: dict[str, Any] = {
         "environment": environment(),
@@ -44,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             "worst": row.worst if math.isfinite(row.worst) else None,
         },
     }
+    if arguments.warm_up:
+        facts["warm_up_seconds"] = seconds
     if arguments.json:
         print(json.dumps(facts))
         return 0 if row.ok else 1
@@ -58,6 +72,22 @@ def run(arguments: argparse.Namespace) -> int:
     verdict = "right" if row.ok else "WRONG"
     print(f"gradient of {row.name}: {verdict}, worst scaled error {row.worst:.1e}")
     return 0 if row.ok else 1
+
+
+def _warm_up(arguments: argparse.Namespace) -> dict[str, float]:
+    """Warm up what is asked for, and return how many seconds each backend took."""
+    if not arguments.warm_up:
+        if arguments.backend is not None:
+            raise ConfigError("--backend names what --warm-up compiles; it wants that option")
+        return {}
+    ready = [name for name, reason in available_backends().items() if reason is None]
+    seconds = {}
+    for name in ready if arguments.backend is None else [arguments.backend]:
+        backend = get_backend(name)
+        if name != "numpy":  # which has nothing to compile
+            seconds[name] = warm_up(backend)
+            print(f"backend {name!r}: warmed up in {seconds[name]:.1f} s", file=sys.stderr)
+    return seconds
 
 
 def _version(package: str) -> str | None:

@@ -74,17 +74,19 @@ FUNCTIONS = {
         105,
         nonpositive_only=True,
     ),
-    "log": Function(vmath.log, exactly(lambda x: np.log(x)), 1.0, 0, math.inf),
-    "tanh": Function(vmath.tanh, exactly(lambda x: math.tanh(x)), 1.5, 2.0**-14, 10),
-    "sigmoid": Function(compiled(lambda x: vmath.sigmoid_tails(x)[0]), sigmoid, 2.7, 2.0**-27, 105),
+    "log": Function(vmath.log, exactly(lambda x: np.log(x)), 0.87, 0, math.inf),
+    "tanh": Function(vmath.tanh, exactly(lambda x: math.tanh(x)), 1.47, 2.0**-14, 10),
+    "sigmoid": Function(
+        compiled(lambda x: vmath.sigmoid_tails(x)[0]), sigmoid, 2.83, 2.0**-27, 105
+    ),
     "sigmoid of −x": Function(
-        compiled(lambda x: vmath.sigmoid_tails(x)[1]), sigmoid_of_minus, 2.7, 2.0**-27, 105
+        compiled(lambda x: vmath.sigmoid_tails(x)[1]), sigmoid_of_minus, 2.83, 2.0**-27, 105
     ),
     "tail": Function(
-        compiled(lambda x: vmath.normal_tail(x)[0]), tail, 3.5, 2.0**-27, 15, square=0.5
+        compiled(lambda x: vmath.normal_tail(x)[0]), tail, 3.8, 2.0**-27, 15, square=0.5
     ),
     "density": Function(
-        compiled(lambda x: vmath.normal_tail(x)[1]), density, 1.03, 2.0**-14, 15, square=0.5
+        compiled(lambda x: vmath.normal_tail(x)[1]), density, 0.72, 2.0**-14, 15, square=0.5
     ),
 }
 

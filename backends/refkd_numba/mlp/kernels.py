@@ -22,6 +22,7 @@ import numpy as np
 from refkd_numba.compile import compiled, device
 from refkd_numba.linear import part
 from refkd_numba.microkernel import ROWS, tile
+from refkd_numba.mlp.draws import draw
 from refkd_numba.products import (
     FLOAT,
     NONE,
@@ -41,15 +42,19 @@ from refkd_numba.update import adam, sgd
 from refkd_numba.vmath import exp_nonpositive, log
 
 # Operations.
-PACK, FORWARD, LOSS, BACKWARD, CHECK, UPDATE = range(6)
+DRAW, PACK, FORWARD, LOSS, BACKWARD, CHECK, UPDATE = range(7)
 
-# Columns of the table of layers: sizes, then addresses, 0 for none.
-INPUTS, OUTPUTS, IS_HIDDEN, WEIGHT, BIAS, DRAWS = range(6)
-SOURCE, SOURCE_ROWS, TARGET, TARGET_ROWS, GRADIENT = range(6, 11)
+# Columns of the table of layers: sizes; of dropout, the numbers that an example draws before
+# this layer, and the least that keeps; then addresses, 0 for none.
+INPUTS, OUTPUTS, IS_HIDDEN, DRAWN_BEFORE, LEAST_KEPT = range(5)
+SOURCE, SOURCE_ROWS, TARGET, TARGET_ROWS, GRADIENT = range(5, 10)
 """Panels: of the inputs, both ways, of the outputs, both ways, of the outputs' gradient."""
-WEIGHT_KEPT, BIAS_KEPT = 11, 13
-"""What the optimiser keeps of each, one or two arrays; for KEEP, where the gradient goes."""
-LAYER_COLUMNS = 15
+WEIGHT, BIAS, WEIGHT_KEPT, BIAS_KEPT = 10, 11, 12, 14
+"""Parameters, and what the optimiser keeps of each, one or two arrays; for KEEP, the gradient."""
+LAYER_COLUMNS = 16
+
+# Whether dropout drops, and what it draws.
+NOTHING, FLOATS, BITS = range(3)
 
 # Facts: layers' indices, choices, and the address of Adam's count of steps.
 CAPACITY, FIRST_LAYER, TEACHER, DISTILS, HAS_ENTROPY, REDUCTION, OPTIMIZER, NESTEROV, STEP = range(
@@ -79,35 +84,40 @@ REFUSED, DOUBTFUL, FINE = -1.0, 0.0, 1.0
 _LARGEST = 1e38  # of a gradient whose sum surely stays below float32's 3.4e38
 _BACKWARD_STEPS, _BACKWARD_ROWS = 128, 240  # so many entries of W at a time, for all panels
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_8 = np.uint32(8)
 
 
 @compiled
 def run(
     program, begin, end, layers, rates, facts, numbers, x, labels, targets, results, scratch,
-    trains, lr, thread, threads,
+    drops, bits, stream, lr, thread, threads,
 ):  # fmt: skip
     """Run the entries ``begin`` to ``end`` of a program, (operation, layer) each.
 
-    x is (B, in), labels (B,), targets (B, C) or empty; every thread has a row of ``scratch``.
-    ``trains`` says whether dropout drops.
+    x is (B, in), labels (B,), targets (B, C) or empty; every thread has a row of ``scratch``;
+    bits and stream are those of :class:`refkd_numba.mlp.draws.Draws`.
     """
     for i in range(begin, end):
         operation, layer = program[i, 0], program[i, 1]
-        if operation == PACK:
+        if operation == DRAW:
+            if drops == BITS:
+                last = layers[layer]
+                count = len(labels) * (last[DRAWN_BEFORE] + last[OUTPUTS])
+                draw(bits, count, stream, thread, threads)
+        elif operation == PACK:
             _pack(layers[layer], rates[layer], facts, x, thread, threads)
         elif operation == FORWARD:
-            drops = trains and layers[layer, DRAWS] != 0
             following = rates[min(layer + 1, len(rates) - 1)]
             _forward(
-                layers[layer], rates[layer], following, facts, len(labels), drops, thread, threads
-            )
+                layers[layer], rates[layer], following, facts, len(labels), drops, bits,
+                thread, threads,
+            )  # fmt: skip
         elif operation == LOSS:
             _loss(
                 layers[layer], layers[facts[TEACHER]], rates[layer], facts, numbers, labels,
                 targets, results, scratch[thread],
             )  # fmt: skip
         elif operation == BACKWARD:
-            drops = trains and layers[layer - 1, DRAWS] != 0
             _backward(
                 layers[layer], layers[layer - 1], rates[layer - 1], len(labels), drops,
                 thread, threads,
@@ -138,7 +148,7 @@ def _pack(layer, rates, facts, x, thread, threads):
 
 
 @device
-def _forward(layer, rates, following, facts, examples, drops, thread, threads):
+def _forward(layer, rates, following, facts, examples, drops, bits, thread, threads):
     """Write relu(dropout(W x + b)), or W x + b of the last layer."""
     inputs, outputs = layer[INPUTS], layer[OUTPUTS]
     panels = panels_for(examples)
@@ -156,11 +166,10 @@ def _forward(layer, rates, following, facts, examples, drops, thread, threads):
         values = floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
         if layer[BIAS]:
             _add_bias(values, floats(layer[BIAS], outputs)[begin:end])
-        if drops:
-            first = p * PANEL
-            count = min(PANEL, examples - first)
-            draws = floats(layer[DRAWS] + first * outputs * FLOAT, count * outputs)
-            _drop(values, draws[begin:], outputs, count, rates)
+        if layer[LEAST_KEPT] and drops != NOTHING:
+            count = min(PANEL, examples - p * PANEL)
+            drawn = examples * layer[DRAWN_BEFORE] + p * PANEL * outputs + begin
+            _drop(values, bits[drawn:], outputs, count, layer[LEAST_KEPT], rates, drops)
         if clip:
             for i in range(values.size):
                 values[i] = _ZERO if values[i] <= _ZERO else values[i]
@@ -186,13 +195,18 @@ def _add_bias(values, bias):
 
 
 @device
-def _drop(values, draws, outputs, count, rates):
-    """Multiply by 1/(1 − p) where a draw is at least p, by 0 elsewhere."""
-    p, scale = np.float32(rates[P]), np.float32(rates[SCALE])
+def _drop(values, bits, outputs, count, least, rates, drops):
+    """Multiply by 1/(1 − p) where a number is at least p, by 0 elsewhere."""
+    numbers = floats(address(bits), bits.size)
+    p, scale, least = np.float32(rates[P]), np.float32(rates[SCALE]), np.uint32(least)
     for o in range(values.size // PANEL):
         row = values[o * PANEL : (o + 1) * PANEL]
-        for lane in range(count):
-            row[lane] *= scale * np.float32(draws[lane * outputs + o] >= p)
+        if drops == BITS:
+            for lane in range(count):
+                row[lane] *= scale * np.float32(bits[lane * outputs + o] >> _8 >= least)
+        else:
+            for lane in range(count):
+                row[lane] *= scale * np.float32(numbers[lane * outputs + o] >= p)
 
 
 @device
@@ -347,7 +361,7 @@ def _backward(layer, below, rates, examples, drops, thread, threads):
     inputs, outputs = layer[INPUTS], layer[OUTPUTS]
     panels = panels_for(examples)
     begin, end = part(inputs, thread, threads)
-    scale = np.float32(rates[SCALE]) if drops else _ONE
+    scale = np.float32(rates[SCALE]) if drops != NOTHING and below[LEAST_KEPT] else _ONE
     for i in range(begin, end, _BACKWARD_ROWS):
         for k in range(0, outputs, _BACKWARD_STEPS):
             product(

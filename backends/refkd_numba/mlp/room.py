@@ -15,6 +15,7 @@ from refkd.nn.layer import Layer
 from refkd_numba.buffers import empty
 from refkd_numba.microkernel import COLUMNS, ROWS
 from refkd_numba.mlp import kernels
+from refkd_numba.mlp.draws import Draws, least_kept
 
 __all__ = ["Dense", "Room", "dense_layers", "flattens", "shapes_of"]
 
@@ -101,12 +102,12 @@ class Room:
         classes = learning[-1].outputs
         loss = 2 * COLUMNS + (3 * COLUMNS + _panels(capacity) * COLUMNS) * classes
         self.scratch = empty((threads, max(ROWS * widest, most, loss)))
-        self.draws: list[tuple[NDArray[Any], int]] = []
-        """Room for the random numbers of each layer with dropout, and how many an example takes."""
         self._held: list[NDArray[Any]] = []
         self._fill_in(self.layers[: len(frozen)], frozen)
         self._fill_in(self.layers[len(frozen) :], learning, learns=True)
         self.layers[0, kernels.SOURCE] = self.layers[len(frozen), kernels.SOURCE]
+        self.drawn_by_example = self._fill_in_dropout(learning)
+        self.draws = Draws(capacity * self.drawn_by_example)
 
     def _fill_in(self, rows: NDArray[Any], layers: list[Dense], learns: bool = False) -> None:
         source = self._panels_of_examples(layers[0].inputs) if learns else 0
@@ -121,12 +122,18 @@ class Room:
                     (_panels(dense.inputs), self.capacity, COLUMNS)
                 )
         rows[:-1, kernels.TARGET_ROWS] = rows[1:, kernels.SOURCE_ROWS]
-        for i, dense in enumerate(layers if learns else [], self._frozen_count):
+
+    def _fill_in_dropout(self, learning: list[Dense]) -> int:
+        """Return how many numbers an example draws."""
+        drawn = 0
+        for i, dense in enumerate(learning, self._frozen_count):
             if dense.dropout > 0:
                 scale = 0.0 if dense.dropout == 1 else 1 / (1 - dense.dropout)
                 self.rates[i, [kernels.P, kernels.SCALE]] = dense.dropout, scale
-                self.layers[i, kernels.DRAWS] = self._new((self.capacity * dense.outputs,))
-                self.draws.append((self._held[-1], dense.outputs))
+                self.layers[i, kernels.LEAST_KEPT] = least_kept(dense.dropout)
+                self.layers[i, kernels.DRAWN_BEFORE] = drawn
+                drawn += dense.outputs
+        return drawn
 
     def _panels_of_examples(self, features: int) -> int:
         return self._new((_panels(self.capacity), features, COLUMNS))

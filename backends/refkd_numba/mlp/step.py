@@ -1,7 +1,4 @@
-"""The training step of a multilayer perceptron: what is to be done, as a program.
-
-Parts that are large are shared by all threads, the others follow one another in one call.
-"""
+"""The training step of a multilayer perceptron: forward, loss, backward, check and update."""
 
 from __future__ import annotations
 
@@ -19,16 +16,13 @@ from refkd.threads import worker_threads
 from refkd.train.optim import SGD, Adam, AdamW
 from refkd.train.step import EagerStep, check_gradients, check_terms
 from refkd_numba.buffers import empty
-from refkd_numba.microkernel import COLUMNS
 from refkd_numba.mlp import kernels
+from refkd_numba.mlp.program import Program, gradient_program, step_program
 from refkd_numba.mlp.room import Dense, Room, dense_layers, flattens, shapes_of
 from refkd_numba.team import share
 
 __all__ = ["MLPStep", "compile_step"]
 
-_WORTH = 3 << 20  # products; below it a part is not worth a second thread
-_PER_VALUE, _PER_PARAMETER = 16, 40  # products that take as long as to copy, or to update one
-_ALONE = -1  # the cost of what one thread has to do
 _FLOAT32 = np.dtype(np.float32)
 _NO_TARGETS = np.empty((0, 0), np.float32)
 _REDUCTIONS = {
@@ -90,7 +84,7 @@ class MLPStep:
         self._facts = _facts(objective, optimizer, frozen)
         self._numbers = _numbers(objective, optimizer, learning[-1].outputs)
         self._room: Room | None = None
-        self._programs: dict[tuple[int, bool], _Program] = {}
+        self._programs: dict[tuple[int, bool], Program] = {}
         self._params = _Watched([*shapes_of(frozen), *shapes_of(learning)])
         kinds = _KEPT[type(optimizer)]
         kept = [f"{kind}{name}" for kind in kinds for name in shapes_of(learning)]
@@ -112,12 +106,10 @@ class MLPStep:
         room = None if data is None else self._bound_room(batch, params, optimizer_state)
         if data is None or room is None:
             return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
-        trains = self._eval_from is None or batch.epoch < self._eval_from
-        if trains:
-            for draws, outputs in room.draws:
-                # As refkd.nn.Dropout draws: as many numbers, in the same order.
-                rng.random(out=draws[: len(data.labels) * outputs], dtype=np.float32)
-        self._run(room, self._program(room, data), data, trains, lr)
+        drops = self._begin_dropout(room, batch, rng)
+        self._run(room, self._program(room, data), data, drops, lr)
+        if drops == kernels.BITS:
+            room.draws.end(rng)
         verdict, *values = room.results.tolist()
         if verdict == kernels.REFUSED:
             return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
@@ -130,6 +122,13 @@ class MLPStep:
             check_gradients(grads, where)
             self._optimizer.update(params, grads, optimizer_state, lr=lr)
         return terms, dict(state)
+
+    def _begin_dropout(self, room: Room, batch: Batch, rng: np.random.Generator) -> int:
+        trains = self._eval_from is None or batch.epoch < self._eval_from
+        if not trains or not room.drawn_by_example:
+            return kernels.NOTHING
+        bits = room.draws.begin(rng, len(batch.labels) * room.drawn_by_example)
+        return kernels.BITS if bits else kernels.FLOATS
 
     def _data(self, batch: Batch) -> _Data | None:
         """Return the arrays of a batch, or None if the networks do not take them."""
@@ -198,20 +197,26 @@ class MLPStep:
         )
 
     def _run(
-        self, room: Room, program: _Program, data: _Data, trains: bool = False, lr: float = 0.0
+        self,
+        room: Room,
+        program: Program,
+        data: _Data,
+        drops: int = kernels.NOTHING,
+        lr: float = 0.0,
     ) -> None:
         for begin, end, worth in program.calls:
             share(
                 kernels.run, program.entries, begin, end, room.layers, room.rates, self._facts,
-                self._numbers, *data, room.results, room.scratch, trains, lr, worth=worth,
+                self._numbers, *data, room.results, room.scratch, drops, room.draws.bits,
+                room.draws.stream, lr, worth=worth,
             )  # fmt: skip
 
-    def _program(self, room: Room, data: _Data) -> _Program:
+    def _program(self, room: Room, data: _Data) -> Program:
         key = len(data.labels), data.targets.size > 0
         program = self._programs.get(key)
         if program is None:
             live = [] if data.targets.size else self._frozen
-            program = self._programs[key] = _program(
+            program = self._programs[key] = step_program(
                 live, self._learning, len(self._frozen), len(data.labels), room.threads
             )
         return program
@@ -223,9 +228,7 @@ class MLPStep:
         self._kept.forget()
         optimizer = self._facts[kernels.OPTIMIZER]
         self._facts[kernels.OPTIMIZER] = kernels.KEEP
-        first = len(self._frozen)
-        updates = [(kernels.UPDATE, first + i) for i in range(len(self._learning))]
-        self._run(room, _Program(np.array(updates), [(0, len(updates), False)]), data)
+        self._run(room, gradient_program(self._learning, len(self._frozen)), data)
         self._facts[kernels.OPTIMIZER] = optimizer
         return grads
 
@@ -251,46 +254,6 @@ class _Data(NamedTuple):
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
     targets: NDArray[np.float32]  # empty without stored logits
-
-
-class _Program(NamedTuple):
-    """(operation, layer) in a row, and what makes one call: begin, end, for all threads or not."""
-
-    entries: NDArray[np.int64]
-    calls: list[tuple[int, int, bool]]
-
-
-def _program(
-    frozen: list[Dense], learning: list[Dense], first: int, examples: int, threads: int
-) -> _Program:
-    """Return the program of a step; ``first`` is the index of the first layer that learns."""
-    rows = -(-examples // COLUMNS) * COLUMNS
-    costs = [rows * dense.inputs * dense.outputs for dense in learning]
-    last = len(learning) - 1
-    parts = [(kernels.PACK, first, _PER_VALUE * examples * learning[0].inputs)]
-    parts += [
-        (kernels.FORWARD, i, rows * dense.inputs * dense.outputs) for i, dense in enumerate(frozen)
-    ]
-    parts += [(kernels.FORWARD, first + i, cost) for i, cost in enumerate(costs)]
-    parts.append((kernels.LOSS, first + last, _ALONE))
-    parts += [(kernels.BACKWARD, first + i, costs[i]) for i in range(last, 0, -1)]
-    parts.append((kernels.CHECK, first, _ALONE))
-    calls: list[tuple[int, int, bool]] = []
-    for i, (_, _, cost) in enumerate(parts):
-        _add_call(calls, i, i + 1, worth=threads > 1 and cost > _WORTH)
-    parameters = sum(dense.inputs * dense.outputs for dense in learning)
-    cost = sum(costs) + _PER_PARAMETER * parameters
-    # No weight's update waits for another's: they make one call.
-    _add_call(calls, len(parts), len(parts) + len(learning), worth=threads > 1 and cost > _WORTH)
-    parts += [(kernels.UPDATE, first + i, 0) for i in range(len(learning))]
-    return _Program(np.array([part[:2] for part in parts]), calls)
-
-
-def _add_call(calls: list[tuple[int, int, bool]], begin: int, end: int, *, worth: bool) -> None:
-    if calls and not worth and not calls[-1][2]:
-        calls[-1] = (calls[-1][0], end, False)
-    else:
-        calls.append((begin, end, worth))
 
 
 def _facts(objective: Any, optimizer: Any, frozen: list[Dense]) -> NDArray[np.int64]:

@@ -49,8 +49,9 @@ def compiled(function: F | None = None, /, *, fast: bool = True, counted: bool =
     fast : bool
         False keeps every sum in the order in which it is written.
     counted : bool
-        False where no array is made but views of others. Then nobody counts who refers to
-        their memory, which for a view of each row takes as long as a short row.
+        False for a function that makes no arrays but views, and returns none. Then nobody
+        counts who refers to their memory, which for a view of each row takes as long as
+        the row if that is short.
     """
     if function is None:
         return functools.partial(compiled, fast=fast, counted=counted)

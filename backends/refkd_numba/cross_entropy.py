@@ -19,7 +19,7 @@ from refkd_numba.reduction import (
     row_scale,
     scales,
 )
-from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time, two_blocks, work_space
+from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time, work_space
 from refkd_numba.team import share, span
 from refkd_numba.vmath import dot, elementwise, total
 
@@ -147,7 +147,7 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
     for first in range(0, losses.size, step):
         last = min(first + step, losses.size)
         block = slice(first * classes, last * classes)
-        q, _ = two_blocks(work, block)
+        q = work[: block.stop - block.start]
         both_softmaxes(logits[block], log_q[block], q, classes, _ONE, work)
         for row in range(first, last):
             log_row = log_q[row_at(row, classes)]

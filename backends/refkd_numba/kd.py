@@ -17,7 +17,7 @@ from refkd_numba.reduction import (
     flat_rows,
     room_for_sums,
 )
-from refkd_numba.softmax import both_softmaxes, rows_at_a_time, two_blocks, work_space
+from refkd_numba.softmax import both_softmaxes, rows_at_a_time, work_space
 from refkd_numba.team import share, span
 from refkd_numba.vmath import elementwise
 
@@ -148,7 +148,8 @@ def kd_rows(z, v, labels, classes, scale, q, s, t, work):
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = slice(first * classes, last * classes)
-        log_s, log_t = two_blocks(work, block)
+        size = block.stop - block.start
+        log_s, log_t = work[:size], work[size : 2 * size]
         both_softmaxes(z[block], log_s, q[block], classes, _ONE, work)
         if labels.size:
             for row in range(first, last):

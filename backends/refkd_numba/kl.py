@@ -27,7 +27,6 @@ from refkd_numba.softmax import (
     rows_at_a_time,
     softmax,
     softmax_gradient,
-    two_blocks,
     work_space,
 )
 from refkd_numba.team import share, span
@@ -184,7 +183,8 @@ def _kl_rows(p_logits, q_logits, classes, scale, log_p, log_q, losses, work):
     for first in range(0, losses.size, step):
         last = min(first + step, losses.size)
         block = slice(first * classes, last * classes)
-        p, q = two_blocks(work, block)
+        size = block.stop - block.start
+        p, q = work[:size], work[size : 2 * size]
         both_softmaxes(p_logits[block], log_p[block], p, classes, scale, work)
         both_softmaxes(q_logits[block], log_q[block], q, classes, scale, work)
         for row in range(first, last):
@@ -200,7 +200,7 @@ def _kl_gradient_rows(log_p, log_q, classes, scale, row_scales, dp, dq, work):
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = slice(first * classes, last * classes)
-        p, _ = two_blocks(work, block)
+        p = work[: block.stop - block.start]
         exponentials(log_p[block], p)
         if dq.size:
             exponentials(log_q[block], dq[block])
@@ -219,7 +219,7 @@ def _kl_without_log_rows(z, v, classes, scale, s, t, losses, work):
     for first in range(0, losses.size, step):
         last = min(first + step, losses.size)
         block = slice(first * classes, last * classes)
-        log_t, _ = two_blocks(work, block)
+        log_t = work[: block.stop - block.start]
         softmax(z[block], s[block], classes, scale)
         both_softmaxes(v[block], log_t, t[block], classes, scale, work)
         for row in range(first, last):

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _WIDTH = 512  # of a row, about: what a loop costs before it begins is spread over it
-_LEAST_ROWS = 16
+_LEAST_ROWS = 16  # of a small array; its rows are shorter
 _BLOCK = 64  # rows
 _FIRST = 8  # rows, or eighths of a run's first block, whose mean is subtracted from the others
 _STRETCH = 2048  # entries of a run in a block
@@ -211,7 +211,7 @@ def _moments(x, shift):
 
 @device(inline=True)
 def passed(dy, y, relu):
-    """Return what reaches a norm of dy: with ReLU behind it, dy · [y > 0]."""
+    """Return what reaches a norm of dy: with ReLU behind it, dy · [y > 0], where ∞ · 0 is NaN."""
     return dy * (_ONE if y > 0 else _ZERO) if relu else dy
 
 

@@ -20,7 +20,6 @@ __all__ = [
     "rows_at_a_time",
     "softmax",
     "softmax_gradient",
-    "two_blocks",
     "work_space",
 ]
 
@@ -83,13 +82,9 @@ def _softmax_backward(dy, y, classes, scale, dx, thread, threads):
 @compiled
 def _log_softmax_forward(x, classes, scale, y, thread, threads):
     """Write y = scale · x − log Σ exp(scale · x)."""
-    rows, step = span(x.size // classes, thread, threads), rows_at_a_time(classes)
-    scale = np.float32(scale)
-    work = work_space(classes)
-    for first in range(rows.start, rows.stop, step):
-        block = slice(first * classes, min(first + step, rows.stop) * classes)
-        q, _ = two_blocks(work, block)
-        both_softmaxes(x[block], y[block], q, classes, scale, work)
+    rows = span(x.size // classes, thread, threads)
+    block = slice(rows.start * classes, rows.stop * classes)
+    _log_softmax_rows(x[block], classes, np.float32(scale), y[block], work_space(classes))
 
 
 @compiled(counted=False)
@@ -107,6 +102,15 @@ def _log_softmax_backward(dy, y, classes, scale, dx, thread, threads):
             s = np.float32(total(a))
             for i in range(a.size):
                 q[i] = _log_softmax_slope(a[i], q[i], s, scale)
+
+
+@device(counted=False)
+def _log_softmax_rows(x, classes, scale, y, work):
+    step = rows_at_a_time(classes) * classes
+    for first in range(0, x.size, step):
+        block = slice(first, min(first + step, x.size))
+        q = work[: block.stop - block.start]
+        both_softmaxes(x[block], y[block], q, classes, scale, work)
 
 
 @device(inline=True)
@@ -155,13 +159,6 @@ def both_softmaxes(x, log_q, q, classes, scale, work):
 def work_space(classes):
     """Return room for two blocks of rows, and for what both_softmaxes keeps of each row."""
     return np.empty(2 * rows_at_a_time(classes) * (classes + 1), np.float32)
-
-
-@device(inline=True, counted=False)
-def two_blocks(work, block):
-    """Return two arrays as long as a block, in what work_space returns."""
-    size = block.stop - block.start
-    return work[:size], work[size : 2 * size]
 
 
 @device(counted=False)

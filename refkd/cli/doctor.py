@@ -23,6 +23,7 @@ _EXTRAS = {
     "pooch": "data",
     "pillow": "data",
     "hypothesis": "testing",
+    "numba": "numba",
     "torch": "torch",
 }
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 import refkd
-from refkd.threads import blas_threads
+from refkd.dispatch import current_backend
+from refkd.threads import blas_threads, worker_threads
 
 __all__ = ["environment"]
 
 
 def environment() -> dict[str, Any]:
     """Return the versions and the machine that figures belong to."""
+    backend = current_backend()
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "refkd": refkd.__version__,
@@ -22,5 +24,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "blas": f"{blas.get('name')} {blas.get('version')}",
-        "threads": blas_threads(),
+        "backend": backend.name,
+        # A backend that leaves BLAS one thread has as many of its own.
+        "threads": blas_threads() if backend.blas_threads is None else worker_threads(),
     }

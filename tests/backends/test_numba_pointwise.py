@@ -8,7 +8,9 @@ threads split; and all options.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -592,6 +594,34 @@ def test_large_calls_are_as_accurate(words: str) -> None:
         assert_as_accurate(*map(tuple, triple))
         return
     assert_as_accurate(*run(kernel, *arguments, **options))
+
+
+@pytest.fixture
+def counts() -> Iterator[Callable[[], tuple[int, int]]]:
+    """What tells how many pieces of memory and arrays in it Numba holds at a time."""
+    memory = importlib.import_module("numba.core.runtime._nrt_python")
+    memory.memsys_enable_stats()
+
+    def held() -> tuple[int, int]:
+        stats = importlib.import_module("numba.core.runtime").rtsys.get_allocation_stats()
+        return stats.alloc - stats.free, stats.mi_alloc - stats.mi_free
+
+    yield held
+    memory.memsys_disable_stats()
+
+
+@pytest.mark.parametrize("words", large_calls())
+def test_references_to_memory_are_given_back_once(
+    words: str, counts: Callable[[], tuple[int, int]]
+) -> None:
+    kernel, arguments, options = large_calls()[words]
+    with use_backend("numba", strict=True):
+        KERNELS[kernel].call(*arguments, **options)
+        before = counts(), [sys.getrefcount(argument) for argument in arguments]
+        for _ in range(3):
+            KERNELS[kernel].call(*arguments, **options)
+        after = counts(), [sys.getrefcount(argument) for argument in arguments]
+    assert after == before
 
 
 @pytest.mark.parametrize("kernel", ["relu_forward", "softmax_forward", "log_softmax_forward"])

@@ -23,7 +23,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the default suite; arguments after ``--`` go to pytest."""
-    session.install("-e", ".[data,plot,progress,testing]", "safetensors")
+    session.install("-e", ".[data,numba,plot,progress,testing]", "safetensors")
     session.run("pytest", *session.posargs)
 
 

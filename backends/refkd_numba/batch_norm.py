@@ -15,13 +15,11 @@ from refkd_numba.norm import (
     backward_row,
     column_moments,
     column_sums,
-    fold,
     forward_row,
     gradient,
     memory,
     memory_as,
     passed,
-    repeat,
     result,
     row,
     row_width,
@@ -209,12 +207,11 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
     channels, width = weight.size, sums.shape[2]
     count = x.size // channels
     constants = np.empty((3, width), np.float32)
-    totals = _summed(sums, channels)
     for c in range(channels):
         if sums.shape[1]:
-            total = totals[0, c] / count
+            total = _summed(sums, 0, c, channels) / count
             exact_mean = np.float64(x[c * run]) + total
-            exact_var = totals[1, c] / count - total * total
+            exact_var = _summed(sums, 1, c, channels) / count - total * total
             if exact_var < 0:
                 exact_var = 0.0
             # Not by isfinite: that is x − x, which LLVM makes 0 where sums may be reordered.
@@ -229,26 +226,20 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
             rstd[c] = exact_rstd
         rounded = np.float32(exact_mean)
         scale = weight[c] * exact_rstd
-        constants[0, c], constants[1, c] = rounded, scale
-        constants[2, c] = bias[c] - (exact_mean - rounded) * scale
-    repeat(constants, channels)
+        offset = bias[c] - (exact_mean - rounded) * scale
+        for j in range(c, width, channels):
+            constants[0, j], constants[1, j], constants[2, j] = rounded, scale, offset
     return constants
 
 
-@device
-def _summed(sums, channels):
-    """Return the sums over all parts, channel by channel."""
-    parts, kinds, width = sums.shape
-    totals = np.empty((kinds, width), np.float64)
-    for kind in range(kinds):
-        of_kind = totals[kind]
-        for part in range(parts):
-            of_part = sums[part, kind]
-            for j in range(width):
-                before = of_kind[j] if part else 0.0
-                of_kind[j] = before + of_part[j]
-    fold(totals, channels)
-    return totals
+@device(inline=True)
+def _summed(sums, kind, channel, channels):
+    """Return a channel's sum of one kind, over all parts and all repeats of the channels."""
+    total = 0.0
+    for part in range(sums.shape[0]):
+        for j in range(channel, sums.shape[2], channels):
+            total += sums[part, kind, j]
+    return total
 
 
 @compiled
@@ -314,18 +305,19 @@ def _backward_constants(x, sums, of_batch, weight, mean, rstd, dweight, dbias, o
     channels, width = weight.size, sums.shape[2]
     count = x.size // channels
     constants = np.empty((4, width), np.float32)
-    totals = _summed(sums, channels)
     for c in range(channels):
-        total, dot = totals[0, c], totals[1, c]
-        shift = totals[2, c] / count if of_batch else 0.0
+        total, dot = _summed(sums, 0, c, channels), _summed(sums, 1, c, channels)
+        shift = _summed(sums, 2, c, channels) / count if of_batch else 0.0
         r = np.float64(rstd[c])
         of_weight = r * (dot - shift * total)
         if own:
             dweight[c], dbias[c] = of_weight, total
-        slope, scale = r * of_weight / count, weight[c] * r
-        constants[0, c], constants[1, c] = mean[c], slope * scale
-        constants[2, c], constants[3, c] = (shift * slope - total / count) * scale, scale
-    repeat(constants, channels)
+        scale = weight[c] * r
+        slope = r * of_weight / count
+        level = (shift * slope - total / count) * scale
+        for j in range(c, width, channels):
+            constants[0, j], constants[1, j] = mean[c], slope * scale
+            constants[2, j], constants[3, j] = level, scale
     return constants
 
 

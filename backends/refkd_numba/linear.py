@@ -28,6 +28,7 @@ from refkd_numba.products import (
     copy_into_panels,
     floats,
     panels_for,
+    part,
     product,
     transpose,
     transpose_into_panels,
@@ -186,14 +187,6 @@ def _backward(dy, x, weight, dx, dweight, dbias, few, packed, sums, thread, thre
             dweight[begin:end], c,
         )  # fmt: skip
     _sum_rows(dy[:, begin:end], dbias[begin:end], floats(c, end - begin))
-
-
-@device(inline=True)
-def part(count, thread, threads):
-    """Return the first and the last but one of what belongs to ``thread``, in whole panels."""
-    panels = panels_for(count)
-    begin = panels * thread // threads * PANEL
-    return min(count, begin), min(count, panels * (thread + 1) // threads * PANEL)
 
 
 @device

@@ -41,8 +41,10 @@ __all__ = [
 _WIDTH = 512  # of a row, about: what a loop costs before it begins is spread over it
 _LEAST_ROWS = 16  # of a small array; its rows are shorter
 _BLOCK = 64  # rows
-_FIRST = 8  # rows, or eighths of a run's first block, whose mean is subtracted from the others
-_STRETCH = 2048  # entries of a run in a block
+_STRETCH = 2048  # entries of a run, likewise
+# The first block is short: it is summed about a value that may be far from the mean, which
+# costs as many roundings as there are squares in the sum.
+_FIRST_ROWS, _FIRST_ENTRIES = 8, 16
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -105,23 +107,17 @@ def repeat(constants, channels):
 def column_moments(x, origin, scratch, total, square):
     """Write Σ (x − origin) and Σ (x − origin)² of every column.
 
-    Every block is summed about a value near its mean, so that nothing cancels: the mean of
-    some rows, and then that of the blocks before. ``scratch`` is (3, width).
+    Every block is summed about the mean of those before, the first about ``origin``, so that
+    next to nothing cancels. ``scratch`` is (3, width).
     """
     width = origin.size
     rows = (x.size + width - 1) // width
     shift, block_total, block_square = scratch[0], scratch[1], scratch[2]
-    first = min(_FIRST, x.size // width)
     for j in range(width):
-        total[j], square[j], shift[j] = 0, 0, 0
-    for i in range(first):
-        _add(row(x, i, width), shift)
-    for j in range(width):
-        shift[j] = shift[j] / np.float32(first) if first else origin[j]
-    for start in range(0, rows, _BLOCK):
-        stop = min(start + _BLOCK, rows)
-        for j in range(width):
-            block_total[j], block_square[j] = 0, 0
+        total[j], square[j] = 0, 0
+        shift[j], block_total[j], block_square[j] = origin[j], 0, 0
+    start, stop = 0, min(_FIRST_ROWS, rows)
+    while start < rows:
         entries = min(stop * width, x.size) - start * width
         # Rows far apart are streams to the processor, which it fetches ahead.
         quarter = entries // width // 4
@@ -133,16 +129,8 @@ def column_moments(x, origin, scratch, total, square):
             )  # fmt: skip
         for i in range(start + 4 * quarter, stop):
             _add_moments(row(x, i, width), shift, block_total, block_square)
-        _merge_moments(block_total, block_square, entries, shift, origin, total, square)
-        share_of_each = 1 / stop
-        for j in range(width):
-            shift[j] = origin[j] + total[j] * share_of_each
-
-
-@device(inline=True)
-def _add(x, total):
-    for j in range(x.size):
-        total[j] += x[j]
+        _merge_moments(block_total, block_square, entries, shift, origin, total, square, stop)
+        start, stop = stop, min(stop + _BLOCK, rows)
 
 
 @device(inline=True)
@@ -163,40 +151,37 @@ def _add_moments(x, shift, total, square):
 
 
 @device(inline=True)
-def _merge_moments(block_total, block_square, entries, shift, origin, total, square):
-    """Add the sums of a block of ``entries`` about ``shift`` to those about ``origin``."""
-    rows = entries // total.size
-    rest = entries - rows * total.size
+def _merge_moments(block_total, block_square, entries, shift, origin, total, square, rows):
+    """Add the sums of a block of ``entries`` about ``shift`` to those about ``origin``.
+
+    Then the sums of the block begin anew, about the mean of all ``rows`` so far.
+    """
+    rows_of_block = entries // total.size
+    rest = entries - rows_of_block * total.size
+    share_of_each = 1 / rows
     for j in range(total.size):
-        count = np.float64(rows + 1 if j < rest else rows)
+        count = np.float64(rows_of_block + 1 if j < rest else rows_of_block)
         moved, added = np.float64(shift[j]) - origin[j], np.float64(block_total[j])
         total[j] += added + count * moved
         square[j] += block_square[j] + (2 * added + count * moved) * moved
+        shift[j] = origin[j] + total[j] * share_of_each
+        block_total[j], block_square[j] = 0, 0
 
 
 @device(inline=True)
 def run_moments(x, origin):
     """Return Σ (x − origin) and Σ (x − origin)², taken as in :func:`column_moments`."""
-    total, square = 0.0, 0.0
-    first = min(_STRETCH // _FIRST, x.size)
-    shift = np.float32(_sum(x[:first]) / np.float32(first))
-    for start in range(0, x.size, _STRETCH):
-        stop = min(start + _STRETCH, x.size)
+    total, square, shift = 0.0, 0.0, np.float32(origin)
+    start, stop = 0, min(_FIRST_ENTRIES, x.size)
+    while start < x.size:
         block_total, block_square = _moments(x[start:stop], shift)
         moved, added = np.float64(shift) - origin, np.float64(block_total)
         count = np.float64(stop - start)
         total += added + count * moved
         square += block_square + (2 * added + count * moved) * moved
         shift = np.float32(origin + total / stop)
+        start, stop = stop, min(stop + _STRETCH, x.size)
     return total, square
-
-
-@device(inline=True)
-def _sum(x):
-    total = _ZERO
-    for i in range(x.size):
-        total += x[i]
-    return total
 
 
 @device(inline=True)
@@ -226,10 +211,9 @@ def column_sums(dy, y, x, relu, centre, scratch, sums):
     level, dot, shift = scratch[0], scratch[1], scratch[2]
     for j in range(width):
         sums[0, j], sums[1, j], sums[2, j] = 0, 0, 0
+        level[j], dot[j], shift[j] = 0, 0, 0
     for start in range(0, rows, _BLOCK):
         stop = min(start + _BLOCK, rows)
-        for j in range(width):
-            level[j], dot[j], shift[j] = 0, 0, 0
         half = (min(stop * width, x.size) - start * width) // width // 2
         for i in range(start, start + half):
             k = i + half
@@ -247,6 +231,7 @@ def column_sums(dy, y, x, relu, centre, scratch, sums):
             sums[0, j] += level[j]
             sums[1, j] += dot[j]
             sums[2, j] += shift[j]
+            level[j], dot[j], shift[j] = 0, 0, 0
 
 
 @device(inline=True)

@@ -28,6 +28,7 @@ __all__ = [
     "counts",
     "floats",
     "panels_for",
+    "part",
     "product",
     "transpose",
     "transpose_into_panels",
@@ -79,6 +80,14 @@ def counts(address, count):
 def panels_for(count):
     """Return how many panels hold ``count`` columns."""
     return (count + PANEL - 1) // PANEL
+
+
+@device(inline=True)
+def part(count, thread, threads):
+    """Return where the part of ``thread`` begins and ends, in whole panels."""
+    panels = panels_for(count)
+    begin = panels * thread // threads * PANEL
+    return min(count, begin), min(count, panels * (thread + 1) // threads * PANEL)
 
 
 _SIDE = np.int64(8)  # of the blocks that are transposed in registers

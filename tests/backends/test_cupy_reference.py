@@ -17,6 +17,7 @@ from refkd.testing import check_grad
 from refkd.testing.pairs import PairCase, all_cases, backward, forward
 from refkd.testing.tolerances import tolerance
 from tests.arch.test_device import CONVERSIONS, UNPAIRED
+from tests.backends.networks import NETWORKS
 
 cupy = pytest.importorskip("cupy", reason="the device part needs CuPy")
 
@@ -120,17 +121,6 @@ def test_check_grad_takes_cupy_arrays() -> None:
         return {"x": dx, "weight": dweight}
 
     check_grad(loss, {"x": x, "weight": weight}, grad=gradient).raise_if_failed()
-
-
-NETWORKS = {
-    "small_cnn": ({"num_classes": 5, "image_size": 32, "dropout": 0.0}, (3, 32, 32)),
-    "vgg": ({"num_classes": 5, "blocks": ((4, 4), (8,)), "image_size": 16}, (3, 16, 16)),
-    "cifar_resnet": ({"num_classes": 5, "depth": 8}, (3, 16, 16)),
-    "googlenet": (
-        {"num_classes": 5, "image_size": 96, "dropout": 0.0, "aux_logits": False},
-        (3, 96, 96),
-    ),
-}
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -73,12 +73,6 @@ def test_every_kernel_runs_in_float32_and_in_two_layouts(
     assert probe.pruned == 1
 
 
-@pytest.mark.slow
-def test_networks_of_every_family_are_trained(probe: Probe) -> None:
-    warm_up.warm_up(probe.backend)
-    assert len(probe.calls["conv2d_backward"]) > 400
-
-
 def test_doctor_says_how_long_it_took_and_then_what_it_always_says(
     probe: Probe, small_network_alone: None, monkeypatch: pytest.MonkeyPatch, refkd: Any
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refkd.dispatch import available_backends
 from tests.docs.markdown import DOCUMENTS, README, ROOT, python_blocks, run_document
 
 LESSONS = [path for path in DOCUMENTS if path != README and python_blocks(path)]
@@ -46,6 +47,9 @@ def test_the_first_lesson_is_there() -> None:
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_a_lesson_prints_what_the_page_shows(path: Path) -> None:
+    reason = available_backends()["numba"]
+    if reason is not None and 'use_backend("numba")' in path.read_text("utf-8"):
+        pytest.skip(reason)
     run_document(path, with_torch=False)
 
 

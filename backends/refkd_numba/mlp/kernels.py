@@ -20,7 +20,6 @@ import math
 import numpy as np
 
 from refkd_numba.compile import compiled, device
-from refkd_numba.linear import part
 from refkd_numba.microkernel import ROWS, tile
 from refkd_numba.mlp.draws import draw
 from refkd_numba.products import (
@@ -34,6 +33,7 @@ from refkd_numba.products import (
     counts,
     floats,
     panels_for,
+    part,
     product,
     transpose,
     transpose_into_panels,
@@ -57,9 +57,8 @@ LAYER_COLUMNS = 16
 NOTHING, FLOATS, BITS = range(3)
 
 # Facts: layers' indices, choices, and the address of Adam's count of steps.
-CAPACITY, FIRST_LAYER, TEACHER, DISTILS, HAS_ENTROPY, REDUCTION, OPTIMIZER, NESTEROV, STEP = range(
-    9
-)
+CAPACITY, FIRST_LAYER, TEACHER, DISTILS, HAS_ENTROPY, REDUCTION = range(6)
+OPTIMIZER, NESTEROV, STEP = range(6, 9)
 COUNT_OF_FACTS = 9
 BATCHMEAN, MEAN, SUM = range(3)
 SGD, ADAM, KEEP = range(3)

@@ -104,7 +104,7 @@ class MLPStep:
         """See :class:`refkd.train.step.TrainingStep`."""
         data = self._data(batch)
         room = None if data is None else self._bound_room(batch, params, optimizer_state)
-        if data is None or room is None:
+        if data is None or room is None or not self._can_draw(room, rng):
             return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
         drops = self._begin_dropout(room, batch, rng)
         self._run(room, self._program(room, data), data, drops, lr)
@@ -122,6 +122,9 @@ class MLPStep:
             check_gradients(grads, where)
             self._optimizer.update(params, grads, optimizer_state, lr=lr)
         return terms, dict(state)
+
+    def _can_draw(self, room: Room, rng: Any) -> bool:
+        return not room.drawn_by_example or isinstance(rng, np.random.Generator)
 
     def _begin_dropout(self, room: Room, batch: Batch, rng: np.random.Generator) -> int:
         trains = self._eval_from is None or batch.epoch < self._eval_from

@@ -42,9 +42,9 @@ _WIDTH = 512  # of a row, about: what a loop costs before it begins is spread ov
 _LEAST_ROWS = 16  # of a small array; its rows are shorter
 _BLOCK = 64  # rows
 _STRETCH = 2048  # entries of a run, likewise
-# The first block is short: it is summed about a value that may be far from the mean, which
-# costs as many roundings as there are squares in the sum.
-_FIRST_ROWS, _FIRST_ENTRIES = 8, 16
+# What the first block is summed about: the mean of some of it. A single value may be far from
+# all others, and then every square in the sum is as large as all of the variance.
+_FIRST_ROWS, _FIRST_ENTRIES = 8, 256
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -107,17 +107,22 @@ def repeat(constants, channels):
 def column_moments(x, origin, scratch, total, square):
     """Write Σ (x − origin) and Σ (x − origin)² of every column.
 
-    Every block is summed about the mean of those before, the first about ``origin``, so that
-    next to nothing cancels. ``scratch`` is (3, width).
+    Every block is summed about the mean of those before, so that next to nothing cancels.
+    ``scratch`` is (3, width).
     """
     width = origin.size
     rows = (x.size + width - 1) // width
     shift, block_total, block_square = scratch[0], scratch[1], scratch[2]
+    first = min(_FIRST_ROWS, x.size // width)
     for j in range(width):
         total[j], square[j] = 0, 0
-        shift[j], block_total[j], block_square[j] = origin[j], 0, 0
-    start, stop = 0, min(_FIRST_ROWS, rows)
-    while start < rows:
+        shift[j], block_total[j], block_square[j] = 0, 0, 0
+    for i in range(first):
+        _add(row(x, i, width), shift)
+    for j in range(width):
+        shift[j] = shift[j] / np.float32(first) if first else origin[j]
+    for start in range(0, rows, _BLOCK):
+        stop = min(start + _BLOCK, rows)
         entries = min(stop * width, x.size) - start * width
         # Rows far apart are streams to the processor, which it fetches ahead.
         quarter = entries // width // 4
@@ -130,7 +135,12 @@ def column_moments(x, origin, scratch, total, square):
         for i in range(start + 4 * quarter, stop):
             _add_moments(row(x, i, width), shift, block_total, block_square)
         _merge_moments(block_total, block_square, entries, shift, origin, total, square, stop)
-        start, stop = stop, min(stop + _BLOCK, rows)
+
+
+@device(inline=True)
+def _add(x, total):
+    for j in range(x.size):
+        total[j] += x[j]
 
 
 @device(inline=True)
@@ -171,17 +181,26 @@ def _merge_moments(block_total, block_square, entries, shift, origin, total, squ
 @device(inline=True)
 def run_moments(x, origin):
     """Return Σ (x − origin) and Σ (x − origin)², taken as in :func:`column_moments`."""
-    total, square, shift = 0.0, 0.0, np.float32(origin)
-    start, stop = 0, min(_FIRST_ENTRIES, x.size)
-    while start < x.size:
+    total, square = 0.0, 0.0
+    first = min(_FIRST_ENTRIES, x.size)
+    shift = np.float32(_sum(x[:first]) / np.float32(first))
+    for start in range(0, x.size, _STRETCH):
+        stop = min(start + _STRETCH, x.size)
         block_total, block_square = _moments(x[start:stop], shift)
         moved, added = np.float64(shift) - origin, np.float64(block_total)
         count = np.float64(stop - start)
         total += added + count * moved
         square += block_square + (2 * added + count * moved) * moved
         shift = np.float32(origin + total / stop)
-        start, stop = stop, min(stop + _STRETCH, x.size)
     return total, square
+
+
+@device(inline=True)
+def _sum(x):
+    total = _ZERO
+    for i in range(x.size):
+        total += x[i]
+    return total
 
 
 @device(inline=True)

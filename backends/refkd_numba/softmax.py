@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _BLOCK = 2048  # entries: several arrays of it fit the level-1 cache
-_WORTH = 1 << 15
+_WORTH = 1 << 16
 _ONE = np.float32(1)
 
 

@@ -21,7 +21,7 @@ from refkd.testing.pairs import PairCase, all_cases
 from tests.arch.test_device import CONVERSIONS, UNPAIRED
 from tests.backends.large import LARGE
 
-__all__ = ["LAYOUTS", "PARTS", "Call", "call_of", "calls", "make", "reference"]
+__all__ = ["LAYOUTS", "PARTS", "Call", "call_of", "calls", "make", "pair_of", "reference"]
 
 Arrays = NDArray[Any]
 Move = Callable[[Arrays], Array]
@@ -81,9 +81,13 @@ class Call:
         cast = self.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x)
         return cast.replaced({"dtype": dtype}) if "dtype" in self.arguments else cast
 
-    def laid(self, layout: str, move: Move = np.asarray) -> Call:
-        """Return the call on copies in a layout, on the device that ``move`` moves to."""
-        return self.map(lambda x: LAYOUTS[layout](x, move))
+    def laid(self, layout: str | Mapping[str, str], move: Move = np.asarray) -> Call:
+        """Return the call on copies in a layout, on the device that ``move`` moves to.
+
+        ``layout`` is one for all arrays, or one for each by its parameter.
+        """
+        of = dict.fromkeys(self.arrays, layout) if isinstance(layout, str) else layout
+        return self.replaced({name: LAYOUTS[of[name]](x, move) for name, x in self.arrays.items()})
 
 
 def make(function: Callable[..., Any], call: Call) -> tuple[Any, ...]:
@@ -101,10 +105,15 @@ def reference(call: Call) -> tuple[Any, ...]:
 
 def calls(kernel: str, dtype: str = "float32", *, seed: int = 0, large: bool = True) -> list[Call]:
     """Return the calls of a kernel in all cases, and in the large ones unless told otherwise."""
-    pair = "conv2d" if kernel in PARTS else kernel.rpartition("_")[0]
+    pair = pair_of(kernel)
     cases = [case for case in (*all_cases(), *(LARGE if large else ())) if case.pair == pair]
     paired = [call_of(kernel, case, dtype, seed) for case in cases]
     return paired + [call.astype(dtype) for call in _unpaired(seed) if call.kernel == kernel]
+
+
+def pair_of(kernel: str) -> str:
+    """Return the pair whose cases hold arguments for a kernel."""
+    return "conv2d" if kernel in PARTS else kernel.rpartition("_")[0]
 
 
 def call_of(kernel: str, case: PairCase, dtype: str, seed: int = 0) -> Call:

@@ -1,4 +1,4 @@
-"""Cases drawn at random, of each kernel pair: between the cases and the large ones in size."""
+"""Cases drawn at random, of each kernel pair: sizes between those of the cases and the large ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from refkd.testing.pairs import PairCase
 from refkd.testing.strategies import attention_shapes, conv_geometries
 from tests.ops.pool_geometries import geometries
 
-__all__ = ["drawn_cases"]
+__all__ = ["PAIRS", "drawn_cases"]
 
 _SIZES = st.integers(1, 40)
 _SHAPES = array_shapes(min_dims=1, max_dims=4, max_side=17)
@@ -259,3 +259,6 @@ _DRAWN: dict[str, Callable[[], st.SearchStrategy[PairCase]]] = {
     "padded_shortcut": _shortcut,
     "attention": _attention,
 }
+
+PAIRS = frozenset(_DRAWN)
+"""The pairs of which cases are drawn."""

@@ -50,7 +50,9 @@ LOGITS = st.sampled_from(
 )
 LAYOUT = st.sampled_from(sorted(RELAID))
 VALUE = st.sampled_from([*VALUES, "special"])
-LOGIT = st.sampled_from(["normal", "ties", "equal", "zeros", "subnormal", "large", "special"])
+LOGIT = st.sampled_from(
+    ["normal", "ties", "equal", "zeros", "subnormal", "large", "far", "special"]
+)
 TEMPERATURE = st.sampled_from([1.0, 0.25, 4, 1e-3, np.float64(20), np.float32(3)])
 REDUCTION = st.sampled_from(["batchmean", "mean", "sum", "none"])
 examples = settings(
@@ -63,6 +65,8 @@ def draw(shape: tuple[int, ...], values: str, layout: str, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     if values == "special":
         x = rng.choice(SPECIAL, shape)
+    elif values == "far":  # from 0, and near each other
+        x = rng.choice([-1e4, 3e4]) + rng.standard_normal(shape)
     else:
         x = VALUES[values](rng, shape, np.dtype(np.float32))
     return RELAID[layout](np.asarray(x, np.float32))
@@ -145,6 +149,17 @@ def test_slopes_of_activations(
         with np.errstate(all="ignore"):
             x = np.asarray(KERNELS[f"{name}_forward"].reference(x))
     assert_as_accurate(*run(f"{name}_backward", dy, x, **options), scale=largest(dy))
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_activations_of_all_pairs_of_special_numbers(name: str) -> None:
+    x, dy = np.array(np.meshgrid(SPECIAL, SPECIAL), np.float32)
+    for form in ("none", "tanh") if name == "gelu" else (None,):
+        options = {"approximate": form} if form else {}
+        own, rough, exact = run(f"{name}_forward", x, **options)
+        assert_as_accurate(own, rough, exact)
+        y = rough if name in ("sigmoid", "tanh") else x
+        assert_as_accurate(*run(f"{name}_backward", dy, y, **options))
 
 
 @given(SHAPES, VALUE, LAYOUT, LAYOUT, st.sampled_from([0, 0.3, 0.5, 1 - 1e-9, 1, 1.0]), SEEDS)
@@ -326,6 +341,21 @@ def test_divergences(
     assert_as_accurate(*backward, scale=largest(dloss) * max(size, 1) / float(temperature))
 
 
+@pytest.mark.parametrize("values", ["far", "special"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_cross_entropy", "softmax_kl"])
+def test_many_rows_that_are_far_from_0_or_hold_what_is_not_finite(name: str, values: str) -> None:
+    x = draw((400, 12), values, "C", seed=0)
+    if values == "special":
+        x[np.random.default_rng(1).random(x.shape) < 0.7] = 0.5
+    others = {"softmax_cross_entropy": [labels_of(x.shape, "int64", 0)], "softmax_kl": [x[::-1]]}
+    options: dict[str, Any] = {"reduction": "none"} if name in others else {}
+    if name != "softmax_cross_entropy":
+        options["temperature"] = 3.0
+    own, rough, exact = run(f"{name}_forward", x, *others.get(name, []), **options)
+    scale = 0.0 if name == "softmax" or values == "special" else 10.0
+    assert_as_accurate(own, rough, exact, scale)
+
+
 @pytest.mark.parametrize("name", ["mse", "huber"])
 @given(SHAPES, VALUE, LAYOUT, LAYOUT, st.sampled_from(["mean", "sum"]), SEEDS)
 @examples
@@ -449,7 +479,7 @@ def test_updates_write_what_the_reference_writes(
         assert_as_accurate(tuple(own), tuple(rough), tuple(exact), scale)
     else:
         for a, e in zip(own, exact, strict=True):
-            np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-14 * scale)
+            np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-14 * max(scale, largest(e)))
     np.testing.assert_array_equal(own[1], before[1])
 
 

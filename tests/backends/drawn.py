@@ -77,12 +77,14 @@ def _cross_entropy(draw: st.DrawFn) -> PairCase:
         "distributions": cross_entropy._distributions,
         "weights": cross_entropy._weights,
     }.get(kind) or cross_entropy._indices(kind)
+    shape = draw(_SHAPES)
+    others = ("others",) if shape[-1] > 1 else ()  # of a single class there are none
     return cross_entropy._case(
         f"{_LABEL}, {kind}",
-        cross_entropy._inputs(draw(_SHAPES), targets),
+        cross_entropy._inputs(shape, targets),
         reduction=draw(st.sampled_from(cross_entropy._REDUCTIONS)),
         label_smoothing=draw(st.sampled_from((0.0, 0.1, 1.0))),
-        smoothing=draw(st.sampled_from(("uniform", "others"))),
+        smoothing=draw(st.sampled_from(("uniform", *others))),
     )
 
 

@@ -60,6 +60,8 @@ def conv2d_forward(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
+    if not _are_images(x, weight):
+        return NotImplemented
     arrays = (x, weight) if bias is None else (x, weight, bias)
     g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
     if g is None or (bias is not None and bias.shape != (g.outputs,)):
@@ -78,6 +80,8 @@ def conv2d_backward(
     groups: int = 1,
     need_dx: bool = True,
 ) -> Any:
+    if not _are_images(dy, x, weight):
+        return NotImplemented
     g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
     if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
         return NotImplemented

@@ -8,6 +8,7 @@ other programs want the cores. NumPy's wheels carry their OpenBLAS; where there 
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import functools
 import importlib
@@ -157,7 +158,8 @@ def _in_order(
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            # NumPy's error handling and the selected backend are the caller's.
+            pending.append(pool.submit(contextvars.copy_context().run, function, item))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:

@@ -121,6 +121,16 @@ def test_two_pieces_are_at_work_at_a_time(two_threads: None) -> None:
     assert sorted(side_by_side(lambda item: meeting.wait(), range(2))) == [0, 1]
 
 
+def test_pieces_handle_floating_point_errors_as_their_caller_does(two_threads: None) -> None:
+    infinity = np.array(np.inf)
+    for chosen in ("ignore", "raise"):
+        with np.errstate(invalid=chosen):
+            found = list(side_by_side(lambda item: np.geterr()["invalid"], range(3)))
+        assert found == [chosen] * 3
+    with np.errstate(invalid="raise"), pytest.raises(FloatingPointError):
+        list(side_by_side(lambda item: infinity - infinity, range(3)))
+
+
 def test_a_limit_on_blas_is_none_on_pieces_and_holds_within_them(blas_of_four: object) -> None:
     meeting = threading.Barrier(4, timeout=20)
 

@@ -52,6 +52,8 @@ def sgd_update(
         w ← w − lr · (g + momentum · b   if nesterov else   b)
     """
     _check("sgd_update", param=param, grad=grad, momentum_buffer=momentum_buffer)
+    # In NumPy's float64 they would make float64 of what they multiply.
+    lr, momentum, weight_decay = map(float, (lr, momentum, weight_decay))
     for w, g, b in _chunks(param, grad, momentum_buffer):
         if weight_decay:
             g = g + weight_decay * w
@@ -113,6 +115,7 @@ def adam_update(
     """
     _check("adam_update", param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
     xp = namespace(param)
+    lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
     # Both bias corrections are folded into the two scalars: a pass over memory less.
     correction = math.sqrt(1 - beta2**step)
     step_size = lr * correction / (1 - beta1**step)
@@ -144,6 +147,7 @@ def ema_update(average: Array, value: Array, *, decay: float) -> None:
         If the arrays do not fit together.
     """
     _check("ema_update", average=average, value=value)
+    decay = float(decay)
     for a, x in _chunks(average, value):
         a *= decay
         a += (1 - decay) * x

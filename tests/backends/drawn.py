@@ -1,4 +1,4 @@
-"""Cases drawn at random, of each kernel pair: sizes between those of the cases and the large ones."""
+"""Cases drawn at random, of each kernel pair: in size between the cases and the large ones."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_relu_behind_batch_norm_is_the_two_kernels_in_a_row(
     )
     for a, e in zip(actual, expected, strict=True):
         size = max(1.0, float(np.abs(e).max()))
-        assert np.abs(a - e).max() <= tolerance("float32", "pointwise") * size
+        assert np.abs(a - e).max() <= tolerance("float32", "product") * size
 
 
 def test_relu_s_mask_multiplies_as_relu_backward_does() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refkd import cli, errors
+from refkd import cli, dispatch, errors
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -267,6 +267,7 @@ def test_a_backend_that_is_not_there_says_why_and_creates_nothing(
     distill: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, f"refkd_{name}", None)
+    monkeypatch.delitem(dispatch._loaded, name, raising=False)
     code, _, err = distill("--backend", name, "--quiet")
     assert code == 4
     assert f"backend {name!r}" in err

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refkd_numba.buffers import empty
 from refkd_numba.team import share
-from refkd_numba.transpose import transpose_32, transpose_64
+from refkd_numba.transpose import transpose
 
 __all__ = [
     "as_images",
@@ -88,8 +88,7 @@ def rows(x: NDArray[Any]) -> NDArray[Any]:
 
 def _transpose(source: NDArray[Any], target: NDArray[Any], batch: int, rows: int) -> None:
     """Write each of a batch of matrices of so many rows into ``target`` transposed."""
-    transpose = {4: transpose_32, 8: transpose_64}.get(source.itemsize)
-    if transpose is None or not source.size:
+    if source.itemsize not in (4, 8) or not source.size:
         shape = (batch, rows, source.size // max(1, batch * rows))
         target.reshape(batch, shape[2], rows)[...] = source.reshape(shape).swapaxes(1, 2)
         return

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from refkd_numba.compile import compiled
 
-__all__ = ["transpose_32", "transpose_64"]
+__all__ = ["transpose"]
 
 _TILE = 8  # rows and columns
 _LINES = 2 * _TILE  # of a block, so that whole cache lines are read and written
@@ -57,38 +57,34 @@ def _tile_of(bits: int) -> Any:
     return tile
 
 
-def _transposer(bits: int) -> Any:
-    tile, size = _tile_of(bits), bits // 8
-
-    @compiled
-    def transpose(source, target, batch, rows, columns, thread, threads):
-        """Write (N, R, C) as (N, C, R)."""
-        height, width = np.uint64(rows), np.uint64(columns)  # so that no index has a sign
-        chunks = (columns + _CHUNK - 1) // _CHUNK
-        for unit in range(thread, batch * chunks, threads):
-            n, chunk = unit // chunks, unit % chunks
-            begin, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, columns)
-            at = n * rows * columns
-            values, to = source[at : at + rows * columns], target[at : at + rows * columns]
-            tiled_rows, tiled_end = rows // _TILE * _TILE, begin + (end - begin) // _TILE * _TILE
-            for first in range(0, tiled_rows, _LINES):
-                for j in range(begin, tiled_end, _LINES):
-                    for i in range(first, min(first + _LINES, tiled_rows), _TILE):
-                        for k in range(j, min(j + _LINES, tiled_end), _TILE):
-                            tile(
-                                values.ctypes.data + (i * columns + k) * size,
-                                columns * size,
-                                to.ctypes.data + (k * rows + i) * size,
-                                rows * size,
-                            )
-            for i in range(np.uint64(tiled_rows)):
-                for j in range(np.uint64(tiled_end), np.uint64(end)):
-                    to[j * height + i] = values[i * width + j]
-            for j in range(np.uint64(begin), np.uint64(end)):
-                for i in range(np.uint64(tiled_rows), height):
-                    to[j * height + i] = values[i * width + j]
-
-    return transpose
+_tile_32, _tile_64 = map(_tile_of, (32, 64))
 
 
-transpose_32, transpose_64 = map(_transposer, (32, 64))
+@compiled
+def transpose(source, target, batch, rows, columns, thread, threads):
+    """Write (N, R, C) as (N, C, R); of 4 or 8 bytes each."""
+    size = source.itemsize
+    height, width = np.uint64(rows), np.uint64(columns)  # so that no index has a sign
+    chunks = (columns + _CHUNK - 1) // _CHUNK
+    for unit in range(thread, batch * chunks, threads):
+        n, chunk = unit // chunks, unit % chunks
+        begin, end = chunk * _CHUNK, min((chunk + 1) * _CHUNK, columns)
+        at = n * rows * columns
+        values, to = source[at : at + rows * columns], target[at : at + rows * columns]
+        tiled_rows, tiled_end = rows // _TILE * _TILE, begin + (end - begin) // _TILE * _TILE
+        for first in range(0, tiled_rows, _LINES):
+            for j in range(begin, tiled_end, _LINES):
+                for i in range(first, min(first + _LINES, tiled_rows), _TILE):
+                    for k in range(j, min(j + _LINES, tiled_end), _TILE):
+                        one = values.ctypes.data + (i * columns + k) * size
+                        other = to.ctypes.data + (k * rows + i) * size
+                        if size == 4:
+                            _tile_32(one, columns * size, other, rows * size)
+                        else:
+                            _tile_64(one, columns * size, other, rows * size)
+        for i in range(np.uint64(tiled_rows)):
+            for j in range(np.uint64(tiled_end), np.uint64(end)):
+                to[j * height + i] = values[i * width + j]
+        for j in range(np.uint64(begin), np.uint64(end)):
+            for i in range(np.uint64(tiled_rows), height):
+                to[j * height + i] = values[i * width + j]

@@ -3,7 +3,8 @@
 Numba's own are calls to a C library, one per number. These are polynomials without a
 branch: a loop over them runs in whole vectors. All pass NaN on. The errors stated are the
 largest over all float32 arguments, in units in the last place (ulp), as compiled for a
-processor that fuses products with sums; tests/backends/test_numba_vmath.py tries them all.
+processor that fuses products with sums; tests/backends/test_numba_vmath.py tries them all
+(``REFKD_STRIDE=1 python -m pytest tests/backends/test_numba_vmath.py -m slow -s``).
 The polynomials are minimax fits whose own error is well below a rounding.
 """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
+import pkgutil
 import random
 import shutil
 import sys
@@ -24,7 +26,9 @@ if available_backends()["numba"]:
 import llvmlite
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
 
+import refkd_numba
 from refkd_numba import blas
 from refkd_numba.compile import _stamp as stamp
 from refkd_numba.compile import cache_folder, compiled, prune_cache
@@ -133,6 +137,22 @@ def kernel(
     cache_folder.cache_clear()
     yield Kernel(module.triple, tmp_path / "cache", capsys)
     cache_folder.cache_clear()
+
+
+def test_every_kernel_has_a_place_of_its_own() -> None:
+    # Of a closure Numba's key holds what it encloses, which for parts written in LLVM's
+    # language is another in each process: it would be compiled in each.
+    modules = pkgutil.walk_packages(refkd_numba.__path__, "refkd_numba.")
+    found = {
+        id(value): value
+        for module in modules
+        for value in vars(importlib.import_module(module.name)).values()
+        if isinstance(getattr(value, "_cache", None), FunctionCache)
+    }
+    assert len(found) > 50
+    places = {kernel._cache._impl.locator.get_disambiguator() for kernel in found.values()}
+    assert len(places) == len(found)
+    assert all(kernel.py_func.__closure__ is None for kernel in found.values())
 
 
 def test_each_form_is_compiled_once(kernel: Kernel) -> None:

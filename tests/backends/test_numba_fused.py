@@ -145,9 +145,9 @@ def test_weights_of_a_frozen_network_are_packed_once(monkeypatch: pytest.MonkeyP
     packed: list[Any] = []
     prepare = conv.prepare
 
-    def counted(weight: Any, g: Any) -> Any:
+    def counted(weight: Any, g: Any, allocate: Any) -> Any:
         packed.append(g)
-        return prepare(weight, g)
+        return prepare(weight, g, allocate)
 
     monkeypatch.setattr(conv, "prepare", counted)
     fused = fuse(layer, Prepared())

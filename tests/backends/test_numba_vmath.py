@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,8 +143,9 @@ def test_errors_are_those_stated(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_errors_over_every_float32_are_those_stated(name: str) -> None:
-    worst = largest_excess(name, stride=1)
+def test_errors_over_more_of_float32_are_those_stated(name: str) -> None:
+    # REFKD_STRIDE=1 takes every float32, which takes many minutes.
+    worst = largest_excess(name, stride=int(os.environ.get("REFKD_STRIDE", "31")))
     print(f"{name}: {worst:.3f} units in the last place")
     assert worst <= FUNCTIONS[name].error
 

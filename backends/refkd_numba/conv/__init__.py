@@ -6,6 +6,7 @@ channels-last memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,13 +180,17 @@ class Packed(NamedTuple):
     finite: bool = False
 
 
-def prepare(weight: Array, g: ConvSizes) -> Packed:
-    """Return ``weight`` packed for the algorithm that serves ``g``."""
+def prepare(weight: Array, g: ConvSizes, allocate: Callable[..., Any] = empty) -> Packed:
+    """Return ``weight`` packed for the algorithm that serves ``g``.
+
+    What is kept for long should lie in memory of its own, not in a larger block that was
+    free just then: ``allocate`` makes an array of a shape in float32.
+    """
     if _is_depthwise(g):
         return Packed("depthwise", np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)))
     if _is_winograd(g):
-        return _winograd_panels(weight, flipped=False)
-    return _panels(weight, g.groups, flipped=False)
+        return _winograd_panels(weight, flipped=False, allocate=allocate)
+    return _panels(weight, g.groups, flipped=False, allocate=allocate)
 
 
 def forward(
@@ -333,18 +338,22 @@ def _points(threads: int, block: int, channels: int) -> NDArray[Any]:
     return empty((threads, winograd.POINTS, block * channels + winograd.SPARE))
 
 
-def _panels(weight: Array, groups: int, *, flipped: bool) -> Packed:
+def _panels(
+    weight: Array, groups: int, *, flipped: bool, allocate: Callable[..., Any] = empty
+) -> Packed:
     outputs, inputs, *taps = weight.shape
     inputs, outputs = (outputs // groups, inputs) if flipped else (inputs, outputs // groups)
-    panels = empty((groups, -(-outputs // COLUMNS), *taps, inputs, COLUMNS))
+    panels = allocate((groups, -(-outputs // COLUMNS), *taps, inputs, COLUMNS))
     finite = direct.pack(np.ascontiguousarray(weight), panels, groups, flipped)
     return Packed("direct", panels, finite)
 
 
-def _winograd_panels(weight: Array, *, flipped: bool) -> Packed:
+def _winograd_panels(
+    weight: Array, *, flipped: bool, allocate: Callable[..., Any] = empty
+) -> Packed:
     outputs, inputs = weight.shape[:2]
     inputs, outputs = (outputs, inputs) if flipped else (inputs, outputs)
-    panels = empty((winograd.POINTS, -(-outputs // COLUMNS), inputs, COLUMNS))
+    panels = allocate((winograd.POINTS, -(-outputs // COLUMNS), inputs, COLUMNS))
     share(
         winograd.transform_weight, np.ascontiguousarray(weight), panels, flipped,
         worth=weight.size > 1 << 14,

@@ -5,6 +5,7 @@ A unit's parameters, state and gradients carry the names of the layers it stands
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ class ConvReLU(Layer):
         g = _sizes(self.conv, x, weight)
         packed = None
         if self.prepared is not None:
-            packed = self.prepared.get((self.name, g), (weight,), lambda: conv.prepare(weight, g))
+            packed = self.prepared.get((self.name, g), (weight,), lambda: _kept(weight, g))
         return conv.forward(x, weight, bias, g, relu=True, prepared=packed)
 
     def backward(
@@ -223,7 +224,7 @@ class ConvNormReLU(Layer):
 
         def make() -> tuple[Array, Array]:
             folded, bias = self._folded(params, state)
-            return conv.prepare(folded, g), bias
+            return _kept(folded, g), bias
 
         arrays = (*params.values(), *state.values())
         packed, bias = self.prepared.get((self.name, g), arrays, make)
@@ -265,6 +266,11 @@ class ConvNormReLU(Layer):
 
     def next_state(self, state: Mapping[str, Array], cache: ConvNormReLUCache) -> Arrays:
         return self.norm.next_state(state, cache.norm)
+
+
+def _kept(weight: Array, g: ConvSizes) -> conv.Packed:
+    """Return a packed weight that is not recycled memory."""
+    return conv.prepare(weight, g, functools.partial(np.empty, dtype=np.float32))
 
 
 def _sizes(layer: Conv2d, x: Array, weight: Array) -> ConvSizes:

@@ -288,6 +288,27 @@ def test_stored_and_live_logits_give_the_same_bits(batch_size: int) -> None:
         assert_same_bits(other, trained[0])
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_teacher_s_parameters_are_needed_only_where_it_is_evaluated(
+    stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, optimizer = LogitDistillation(STUDENT, TEACHER, SPEC), Adam(0.01)
+    at = start(objective, optimizer, [9, 5], stored=stored)
+    expected = at.copy()
+    terms = take(compiled(dataclasses.replace(objective, exact=True), optimizer), expected)
+    if stored:
+        at.params = add_prefix("student", select(at.params, "student"))
+    step = compiled(objective, optimizer)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the step was left to the kernels")
+
+    monkeypatch.setattr(EagerStep, "__call__", fail)
+    assert take(step, at) == terms
+    for name, array in at.params.items():
+        assert array.tobytes() == expected.params[name].tobytes(), name
+
+
 class Interrupted(Exception):
     """Ends a training between two steps."""
 

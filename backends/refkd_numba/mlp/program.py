@@ -37,19 +37,17 @@ class _Part(NamedTuple):
 
 
 def step_program(
-    frozen: list[Dense], learning: list[Dense], first: int, examples: int, threads: int
+    frozen: list[Dense], learning: list[Dense], examples: int, threads: int
 ) -> Program:
     """Return the program of a step.
 
     Parameters
     ----------
-    frozen : list of Dense
-        The layers to evaluate, from index 0 on; none where logits are stored.
-    learning : list of Dense
-    first : int
-        The index of the first layer that learns.
+    frozen, learning : list of Dense
+        The layers to evaluate, none where logits are stored; and those that learn.
     examples, threads : int
     """
+    first = len(frozen)
     last = first + len(learning) - 1
     costs = [_products(dense, examples) for dense in learning]
     dropping = [i for i, dense in enumerate(learning) if dense.dropout > 0]

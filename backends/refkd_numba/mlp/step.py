@@ -71,7 +71,8 @@ class MLPStep:
     objective : Supervised or LogitDistillation
     optimizer : SGD or Adam
     learning, frozen : list of Dense
-        The layers of the network that learns, and of its teacher.
+        The layers of the network that learns, and of its teacher; none of a teacher that is
+        not evaluated.
     """
 
     def __init__(self, objective: Any, optimizer: Any, learning: list[Dense], frozen: list[Dense]):
@@ -84,7 +85,9 @@ class MLPStep:
         self._facts = _facts(objective, optimizer, frozen)
         self._numbers = _numbers(objective, optimizer, learning[-1].outputs)
         self._room: Room | None = None
-        self._programs: dict[tuple[int, bool], Program] = {}
+        self._programs: dict[int, Program] = {}
+        # Where its logits are stored, the parameters of the teacher need not be there.
+        self._without_teacher = MLPStep(objective, optimizer, learning, []) if frozen else self
         self._params = _Watched([*shapes_of(frozen), *shapes_of(learning)])
         kinds = _KEPT[type(optimizer)]
         kept = [f"{kind}{name}" for kind in kinds for name in shapes_of(learning)]
@@ -102,6 +105,10 @@ class MLPStep:
         where: str,
     ) -> tuple[dict[str, float], Arrays]:
         """See :class:`refkd.train.step.TrainingStep`."""
+        if batch.teacher_logits is not None and self._frozen:
+            return self._without_teacher(
+                params, state, optimizer_state, batch, rng, lr=lr, where=where
+            )
         data = self._data(batch)
         room = None if data is None else self._bound_room(batch, params, optimizer_state)
         if data is None or room is None or not self._can_draw(room, rng):
@@ -215,12 +222,11 @@ class MLPStep:
             )  # fmt: skip
 
     def _program(self, room: Room, data: _Data) -> Program:
-        key = len(data.labels), data.targets.size > 0
-        program = self._programs.get(key)
+        examples = len(data.labels)
+        program = self._programs.get(examples)
         if program is None:
-            live = [] if data.targets.size else self._frozen
-            program = self._programs[key] = step_program(
-                live, self._learning, len(self._frozen), len(data.labels), room.threads
+            program = self._programs[examples] = step_program(
+                self._frozen, self._learning, examples, room.threads
             )
         return program
 

@@ -34,7 +34,7 @@ def test_drawn_calls_give_what_the_reference_gives(override: Override, data: st.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("override", of_pairs(everywhere=True), ids=str)
-@settings(max_examples=200, derandomize=True, database=None)
+@settings(max_examples=100, derandomize=True, database=None)
 @given(data=st.data())
 def test_many_drawn_calls_give_what_the_reference_gives(
     override: Override, data: st.DataObject

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refkd import dispatch
+from refkd import dispatch, models
 from refkd.cli import doctor, warm_up
 from refkd.dispatch import Backend, available_backends, registered_kernels
 from tests.backends.processes import run
@@ -71,6 +71,10 @@ def test_every_kernel_runs_in_float32_and_in_two_layouts(
         layouts = {np.moveaxis(image, 1, -1).flags.c_contiguous for image in images}
         assert layouts in ({True, False}, set()) or registered_kernels()[name].pair is None, name
     assert probe.pruned == 1
+
+
+def test_a_network_of_every_family_is_trained() -> None:
+    assert warm_up._NETWORKS.keys() == models.MODELS.keys()
 
 
 def test_doctor_says_how_long_it_took_and_then_what_it_always_says(

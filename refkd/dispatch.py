@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -208,7 +209,7 @@ def _dispatching(name: str, reference: Callable[..., Any]) -> Callable[..., Any]
         # Most calls begin with a NumPy array: spare them the search.
         array_type = type(args[0]) if args else None
         if array_type is not np.ndarray:
-            array_type = _first_array_type(args or kwargs.values())
+            array_type = _first_array_type(itertools.chain(args, kwargs.values()))
         if selection is not None and selection.backend.array_type is array_type:
             backend: Backend | None = selection.backend
         else:

@@ -277,6 +277,12 @@ class TestArrayTypes:
         assert ran(twofold(Device())) == "override"
         assert ran(twofold(X)) == "reference"
 
+    def test_a_device_array_behind_a_scalar_may_be_named(self, twofold: Any, offer: Any) -> None:
+        offer("gpu", {"twofold_forward": override}, array_type=Device)
+        get_backend("gpu")
+        assert ran(twofold(1.0, y=Device())) == "override"
+        assert ran(twofold(1.0, factor=2.0, y=X)) == "reference"
+
     def test_the_array_type_goes_before_the_scope(self, twofold: Any, offer: Any) -> None:
         offer("gpu", {"twofold_forward": override}, array_type=Device)
         offer("cpu", {"twofold_forward": not_served})

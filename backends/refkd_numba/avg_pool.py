@@ -111,9 +111,10 @@ def _forward(x: Array, rows: _Runs, columns: _Runs, factors: Array) -> Array:
     batch, channels, height, width = x.shape
     worth = x.size > _WORTH
     planes = in_planes(x)
-    if planes and factors.size == 1 and factors[0, 0] == np.float32(1 / (height * width)):
+    if planes and factors.size == 1 and _is_all(rows, height) and _is_all(columns, width):
         y = empty((batch, channels, 1, 1))
-        share(_means, x.reshape(batch * channels, -1), y.reshape(-1), worth=worth)
+        images = x.reshape(batch * channels, -1)
+        share(_sums_of_planes, images, factors[0, 0], y.reshape(-1), worth=worth)
         return y
     memory = empty((batch, *factors.shape, channels))
     largest = int((rows.ends - rows.begins).max() * (columns.ends - columns.begins).max())
@@ -123,6 +124,10 @@ def _forward(x: Array, rows: _Runs, columns: _Runs, factors: Array) -> Array:
     )  # fmt: skip
     y = as_images(memory)
     return channels_first(y) if planes else y
+
+
+def _is_all(windows: _Runs, size: int) -> bool:
+    return bool(windows.begins[0] == 0 and windows.ends[0] == size)
 
 
 def _backward(dy: Array, rows: _Runs, columns: _Runs, factors: Array) -> Array:
@@ -169,11 +174,11 @@ def _reciprocals(heights: NDArray[Any], widths: NDArray[Any]) -> NDArray[np.floa
 
 
 @compiled
-def _means(x, y, thread, threads):
-    """Write y (N · C,), the mean of each plane of x (N · C, H · W)."""
+def _sums_of_planes(x, factor, y, thread, threads):
+    """Write y (N · C,), the sum of each plane of x (N · C, H · W), times ``factor``."""
     part = span(x.shape[0], thread, threads)
     for plane in range(part.start, part.stop):
-        y[plane] = total(x[plane]) / x.shape[1]
+        y[plane] = total(x[plane]) * factor
 
 
 @compiled

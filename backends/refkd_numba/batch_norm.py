@@ -202,7 +202,7 @@ def _forward_constants(x, run, sums, weight, bias, eps, mean, var, rstd, own):
     """Return m, scale and offset of y = (x − m) · scale + offset, for each column of sums.
 
     Every thread finds them; one of them, for which ``own`` is true, writes the statistics.
-    Without sums of any kind the mean and the variance are those that are given.
+    In evaluation there are no sums: the mean and the variance are those that are given.
     """
     channels, width = weight.size, sums.shape[2]
     count = x.size // channels

@@ -123,8 +123,9 @@ class _Pool:
 
     def _drop_unused(self) -> None:
         for free in list(self.free.values()):
-            while free and free[0].returned < self.requests - _KEEP:
-                free.popleft()
+            with contextlib.suppress(IndexError):  # another may take the last one meanwhile
+                while free[0].returned < self.requests - _KEEP:
+                    free.popleft()
 
 
 _pool = _Pool()

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import pickle
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -115,14 +114,17 @@ def cache_folder() -> Path:
 
 
 def prune_cache() -> None:
-    """Delete what was compiled with other versions, or from sources that are no more."""
-    for folder in cache_folder().parent.glob("refkd-numba-*"):
-        if folder != cache_folder():
-            shutil.rmtree(folder, ignore_errors=True)
-    current = {_stamp(path) for path in _PACKAGE.rglob("*.py")}
-    for path in cache_folder().glob("*"):
-        if not any(stamp in path.name for stamp in current):
-            path.unlink(missing_ok=True)
+    """Delete what nobody has used for 60 days.
+
+    Another installation may use other versions, and another copy of the sources has stamps
+    of its own: what is not of use here is no less of use there.
+    """
+    oldest = time.time() - _KEEP
+    for path in list(cache_folder().parent.glob("refkd-numba-*/*")):
+        with contextlib.suppress(OSError):  # somebody else may own it, or be deleting it
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+                path.parent.rmdir()  # which is refused while something is left
 
 
 @functools.cache
@@ -143,15 +145,17 @@ def _sources(path: Path) -> set[Path]:
 @functools.cache
 def _imports(path: Path) -> frozenset[Path]:
     """Return the files of this package that a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
     root = _PACKAGE.parent
-    files = {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
-    files |= {root.joinpath(*name.split("."), "__init__.py") for name in names}
+    places: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            folder = path.parents[node.level - 1] if node.level else root
+            module = folder.joinpath(*(node.module or "").split("."))
+            places |= {module, *(module / alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            places |= {root.joinpath(*alias.name.split(".")) for alias in node.names}
+    files = {place.with_suffix(".py") for place in places}
+    files |= {place / "__init__.py" for place in places}
     return frozenset(f for f in files if _PACKAGE in f.parents and f.exists())
 
 
@@ -163,6 +167,8 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 _PACKAGE = Path(__file__).parent
+_DAY = 24 * 3600.0  # seconds
+_KEEP = 60 * _DAY
 
 
 class _Locator:
@@ -222,6 +228,7 @@ class _CacheFile(caching.IndexDataCacheFile):
             contents = Path(path).read_bytes()
             digest, data = contents[:_DIGEST_SIZE], contents[_DIGEST_SIZE:]
             if hashlib.sha256(data).digest() == digest:
+                _note_use(path)
                 return pickle.loads(data)
         return None
 
@@ -229,6 +236,13 @@ class _CacheFile(caching.IndexDataCacheFile):
         data = self._dump(value)
         with contextlib.suppress(OSError), self._open_for_write(path) as file:
             file.write(hashlib.sha256(data).digest() + data)
+
+
+def _note_use(path: str) -> None:
+    """Set the time of a file's last change to now, once a day."""
+    with contextlib.suppress(OSError):  # somebody else's file, or a disk to read from only
+        if time.time() - os.stat(path).st_mtime > _DAY:
+            os.utime(path)
 
 
 _DIGEST_SIZE = hashlib.sha256().digest_size

@@ -16,6 +16,7 @@ from refkd_numba.team import share, span
 __all__ = ["add", "concatenate_channels", "masked_gradient", "split_channels"]
 
 _WORTH = 1 << 16
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def concatenate_channels(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -51,7 +52,7 @@ def add(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 
 
 def masked_gradient(dy: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return dy where y > 0, else 0, and its sum over all pixels; images channels-last.
+    """Return dy · [y > 0] and its sum over all pixels; images channels-last.
 
     The backward of a ReLU, and of the bias before it, in one pass.
     """
@@ -100,18 +101,18 @@ def _add(a, b, total, thread, threads):
 
 @compiled
 def _masked(dy, y, dx, sums, thread, threads):
-    """Write dy where y > 0 into dx (M, K), and the sums of its blocks of rows."""
+    """Write dy · [y > 0] into dx (M, K), and the sums of its blocks of rows; ∞ · 0 is NaN."""
     count, blocks = y.shape[0], sums.shape[0]
     short = np.empty(y.shape[1], np.float32)
     for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
         total = sums[block]
         end = count * (block + 1) // blocks
         for first in range(count * block // blocks, end, 64):
-            short[:] = np.float32(0)
+            short[:] = _ZERO
             for row in range(first, min(first + 64, end)):
                 g, v, d = dy[row], y[row], dx[row]
                 for k in range(d.size):
-                    d[k] = g[k] if v[k] > 0 else np.float32(0)
+                    d[k] = g[k] * (_ONE if v[k] > 0 else _ZERO)
                     short[k] += d[k]
             for k in range(short.size):
                 total[k] += short[k]

@@ -62,7 +62,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None) -> Any:
         rows(x), np.ascontiguousarray(weight), given, y.reshape(examples, outputs),
         empty((threads, int(_BLOCK) * (_FEW_PANELS if few else _MANY_PANELS))),
         empty((threads, COLUMNS * (_FEW_PANELS * outputs if few else examples))),
-        worth=threads > 1,
+        threads=threads,
     )  # fmt: skip
     return y
 
@@ -83,7 +83,7 @@ def linear_backward(dy: Array, x: Array, weight: Array, *, need_dx: bool = True)
         dx.reshape(count if need_dx else 0, inputs), dweight, dbias, few,
         empty((threads, int(_BLOCK) * _MANY_PANELS)),
         empty((threads, COLUMNS * max(_FEW_PANELS * inputs, count, outputs))),
-        worth=threads > 1,
+        threads=threads,
     )  # fmt: skip
     return dx if need_dx else None, dweight, dbias
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.dispatch import Array
-from refkd.errors import RefkdError, ShapeError
+from refkd.errors import ConfigError, RefkdError, ShapeError
 from refkd.ops.taps import Windows, pooling_windows
 from refkd.ops.window import Pair, Size, as_image_shape, as_pair
 from refkd_numba.buffers import empty
@@ -25,6 +25,7 @@ from refkd_numba.team import share, span
 
 __all__ = [
     "KERNELS",
+    "MOST_TAPS",
     "in_planes",
     "max_pool_compact_backward",
     "max_pool_compact_forward",
@@ -33,9 +34,10 @@ __all__ = [
     "windows_of",
 ]
 
+MOST_TAPS = 255  # of a window, in the compact pair
+
 _WORTH = 1 << 15
-_MOST_TAPS = 255
-_NO_TAP = np.uint8(255)
+_NO_TAP = np.uint8(MOST_TAPS)
 _NO_INDICES, _NO_TAPS = np.empty((0, 0), np.int64), np.empty((0, 0), np.uint8)
 
 _ZERO = np.float32(0)
@@ -95,7 +97,7 @@ def max_pool_compact_forward(
     ----------
     x : float32 array, shape (N, C, H, W)
     kernel, stride, padding, dilation : (int, int)
-        At most 255 taps.
+        At most MOST_TAPS taps.
     count : (int, int)
         P and Q, windows along either axis. Each has at least one entry of x.
 
@@ -105,6 +107,10 @@ def max_pool_compact_forward(
     taps : uint8 array, shape (N, C, P, Q)
         Row by row within the window. Both arrays hold the channels last.
     """
+    if kernel[0] * kernel[1] > MOST_TAPS:
+        raise ConfigError(
+            f"max_pool_compact_forward: kernel must have at most {MOST_TAPS} taps, got {kernel}"
+        )
     return _forward(x, *_windows(x.shape[2:], kernel, stride, padding, dilation, count), np.uint8)
 
 

@@ -7,7 +7,6 @@ A fork and join takes about 15 µs.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable
@@ -20,7 +19,12 @@ from refkd_numba.compile import device
 __all__ = ["share", "span"]
 
 
-def share(function: Callable[..., None], *arguments: Any, worth: bool = True) -> None:
+def share(
+    function: Callable[..., None],
+    *arguments: Any,
+    worth: bool = True,
+    threads: int | None = None,
+) -> None:
     """Call ``function(*arguments, thread, threads)`` in every thread, and wait for all.
 
     Parameters
@@ -31,23 +35,28 @@ def share(function: Callable[..., None], *arguments: Any, worth: bool = True) ->
         same bits.
     worth : bool
         False does all of it in this thread: for what takes less than some 50 µs.
+    threads : int or None
+        For how many there is scratch memory: what :func:`refkd.threads.worker_threads`
+        says may be another number by now.
 
     Notes
     -----
     Where the backend is selected BLAS has one thread, so that each of ours may call it.
-    While a team is at work for another thread, the parts are done one after another.
+    While the team is at work for another thread, the parts are done one after another.
+    Whatever interrupts the wait, as a signal's handler does, is raised after it: no thread
+    writes any more then.
     """
-    threads = worker_threads() if worth else 1
-    if threads == 1:
+    count = (worker_threads() if threads is None else threads) if worth else 1
+    if count == 1:
         function(*arguments, 0, 1)
         return
-    team = _team(threads)
+    team = _team
     if not team.busy.acquire(blocking=False):
-        for thread in range(threads):
-            function(*arguments, thread, threads)
+        for thread in range(count):
+            function(*arguments, thread, count)
         return
     try:
-        team.share(function, arguments)
+        team.share(function, arguments, count)
     finally:
         team.busy.release()
 
@@ -62,47 +71,99 @@ def span(count, thread, threads):
     return slice(count * thread // threads, count * (thread + 1) // threads)
 
 
-class _Team:
-    """Threads beside the caller's, each waiting for what to do."""
+class _Call:
+    """What became of the parts that are not the caller's, and a word when all are done."""
+
+    __slots__ = ("ended", "failures", "threads")
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.busy = threading.Lock()
-        self._tasks = [SimpleQueue[Any]() for _ in range(threads - 1)]
-        self._done = SimpleQueue[BaseException | None]()
-        for thread, tasks in enumerate(self._tasks, 1):
-            threading.Thread(
-                target=self._serve, args=(thread, tasks), name=f"refkd-numba-{thread}", daemon=True
-            ).start()
+        self.failures: dict[int, BaseException | None] = {}  # of the parts that are done
+        self.ended: SimpleQueue[None] = SimpleQueue()
 
-    def share(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        for tasks in self._tasks:
-            tasks.put((function, arguments))
-        failures = []
+    def wait(self) -> None:
+        while len(self.failures) < self.threads - 1:
+            self.ended.get()
+
+
+_Task = tuple[_Call, Callable[..., None], tuple[Any, ...], int]
+
+
+class _Team:
+    """Threads beside the caller's, each waiting for what to do; as many as were ever needed."""
+
+    def __init__(self) -> None:
+        self.busy = threading.RLock()  # a signal's handler may call a kernel
+        self._members: list[SimpleQueue[_Task]] = []
+
+    def share(
+        self, function: Callable[..., None], arguments: tuple[Any, ...], threads: int
+    ) -> None:
+        while len(self._members) < threads - 1:
+            self._members.append(_new_member())
+        members = self._members[: threads - 1]
+        call = _Call(threads)
         try:
-            function(*arguments, 0, self.threads)
+            _hand_out(members, call, function, arguments)
+            function(*arguments, 0, threads)
+            call.wait()
+        except BaseException:
+            # When this is raised nobody may write any more: wait, whatever comes on top of it.
+            # Which parts were handed out is not known; to do it again is no harm.
+            at_work = True
+            while at_work:
+                try:
+                    _hand_out(members, call, function, arguments)
+                    call.wait()
+                    at_work = False
+                except BaseException:
+                    pass  # no suppress(): its exit could be interrupted in turn
+            raise
+        for failure in call.failures.values():
+            if failure is not None:
+                raise failure
+
+
+def _hand_out(
+    members: list[SimpleQueue[_Task]],
+    call: _Call,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    for thread, tasks in enumerate(members, 1):
+        tasks.put((call, function, arguments, thread))
+
+
+def _new_member() -> SimpleQueue[_Task]:
+    """Start a thread; return where it looks for what to do."""
+    tasks: SimpleQueue[_Task] = SimpleQueue()
+    threading.Thread(target=_serve, args=(tasks,), name="refkd-numba", daemon=True).start()
+    return tasks
+
+
+def _serve(tasks: SimpleQueue[_Task]) -> None:
+    while True:
+        call, function, arguments, thread = tasks.get()
+        failure = None
+        try:
+            if thread not in call.failures:  # else it was handed out twice
+                function(*arguments, thread, call.threads)
         except BaseException as error:
-            failures.append(error)
-        failures += [error for _ in self._tasks if (error := self._done.get()) is not None]
-        if failures:
-            raise failures[0]
-
-    def _serve(self, thread: int, tasks: SimpleQueue[Any]) -> None:
-        while True:
-            function, arguments = tasks.get()
-            failure = None
-            try:
-                function(*arguments, thread, self.threads)
-            except BaseException as error:
-                failure = error
-            del function, arguments  # or this thread keeps the arrays until the next task
-            self._done.put(failure)
+            failure = error
+        del function, arguments  # or this thread keeps the arrays until the next task
+        call.failures.setdefault(thread, failure)
+        if len(call.failures) == call.threads - 1:
+            call.ended.put(None)
+        del call, failure
 
 
-@functools.lru_cache(maxsize=1)
-def _team(threads: int) -> _Team:
-    return _Team(threads)
+_team = _Team()
+
+
+def _renew_team() -> None:
+    global _team
+    _team = _Team()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_renew_team)  # threads do not survive a fork

@@ -25,7 +25,7 @@ __all__ = ["warm_up"]
 
 _CLASSES = 10
 _BATCH = 8
-_NORMALIZATION = Normalization(1 / 255, mean=(0.5,), std=(0.25,))
+_NORMALIZATION = Normalization(1 / 255, mean=(0.5,) * 3, std=(0.25,) * 3)
 _SPEC = KDSpec.preset("hinton", temperature=4.0, alpha=0.1)
 # Of each family a network with all its kinds of layers, large enough for what serves large ones.
 _NETWORKS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def _train(name: str) -> None:
     params, state = network.init(rng)
     for objective in objectives:
         # A small network may be one compiled piece together with its optimiser.
-        for optimizer in _OPTIMIZERS if name == "mlp" else _OPTIMIZERS[:1]:
+        for optimizer in _OPTIMIZERS if name in ("mlp", "small_cnn") else _OPTIMIZERS[:1]:
             stage = Stage(objective, optimizer, Constant(), 1, _BATCH, ema_decay=0.9)
             progress = begin(
                 [stage],

@@ -138,7 +138,11 @@ class Parallel(Layer):
             )
             dxs.append(dx)
             grads |= add_prefix(name, layer_grads)
-        return functools.reduce(add_cotangents, dxs), grads
+        return functools.reduce(self.added, dxs), grads
+
+    def added(self, a: Any, b: Any) -> Any:
+        """Return the sum of two cotangents of x, where None stands for zero."""
+        return add_cotangents(a, b)
 
     def next_state(self, state: Mapping[str, Array], cache: ParallelCache) -> Arrays:
         return next_states(self.branches, state, cache.children)

@@ -38,9 +38,10 @@ def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
         mock.patch.object(buffers._Pool, "lend", lend_poisoned),
     ]
     for module in [m for name, m in sys.modules.items() if name.startswith("refkd_numba")]:
-        for name, value in {"worker_threads": lambda: 3, "_WORTH": -1}.items():
-            if hasattr(module, name):
-                patches.append(mock.patch.object(module, name, value))
+        values: dict[str, Any] = {name: -1 for name in vars(module) if name.startswith("_WORTH")}
+        if hasattr(module, "worker_threads"):
+            values["worker_threads"] = lambda: 3
+        patches += [mock.patch.object(module, name, value) for name, value in values.items()]
     for patch in patches:
         patch.start()
     try:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -216,6 +217,22 @@ def test_a_block_that_nobody_asked_for_in_a_long_time_is_given_back(
     assert address(buffers.empty((200_000,))) == place
 
 
+def test_what_another_thread_takes_while_it_is_looked_at_is_not_given_back(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Contended(deque[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            block = super().__getitem__(index)
+            self.clear()
+            return block
+
+    buffers.empty((100_000,))
+    pool.free = {size: Contended(blocks) for size, blocks in pool.free.items()}
+    monkeypatch.setattr(buffers, "_KEEP", -1)  # all are unused
+    pool._drop_unused()
+    assert [len(free) for free in pool.free.values()] == [0]
+
+
 def test_what_was_returned_last_is_lent_first() -> None:
     arrays = [buffers.empty((64, 64)) for _ in range(5)]
     places = [address(array) for array in arrays]
@@ -225,15 +242,20 @@ def test_what_was_returned_last_is_lent_first() -> None:
     assert [address(array) for array in arrays] == places
 
 
-def test_two_threads_never_get_the_same_memory() -> None:
-    wrong: list[int] = []
+@pytest.mark.parametrize("keep", [2, buffers._KEEP])
+def test_two_threads_never_get_the_same_memory(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_KEEP", keep)
+    wrong: list[Any] = []
 
     def work(own: int) -> None:
-        for _ in range(3_000):
-            arrays = [buffers.empty((5_000,), np.int64) for _ in range(3)]
-            for array in arrays:
-                array[::100] = own
-            wrong.extend(own for array in arrays if not (array[::100] == own).all())
+        try:
+            for number in range(5_000):
+                arrays = [buffers.empty((5_000,), np.int64) for _ in range(number % 3 + 1)]
+                for array in arrays:
+                    array[::100] = own
+                wrong.extend(own for array in arrays if not (array[::100] == own).all())
+        except Exception as error:
+            wrong.append(error)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import os
 import pkgutil
 import random
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +31,7 @@ import numpy as np
 from numba.core.caching import FunctionCache
 
 import refkd_numba
-from refkd_numba import blas
-from refkd_numba.compile import _stamp as stamp
+from refkd_numba import blas, compile
 from refkd_numba.compile import cache_folder, compiled, prune_cache
 
 # A kernel that is made of three files.
@@ -46,7 +47,7 @@ SOURCES = {
     """,
     "part": """
         from refkd_numba.compile import device
-        from refkd_numba.probe.inner import inner
+        from .inner import inner
 
         @device
         def part(x):
@@ -100,6 +101,31 @@ def test_a_kernel_is_compiled_again_when_a_file_that_it_is_made_of_changes(packa
         path.write_text(source)
     (package / "probe" / "other.py").write_text("from refkd_numba.probe import inner")
     assert probe(package) == ("21", 0)
+
+
+@pytest.mark.parametrize(
+    ("statement", "files"),
+    [
+        ("import refkd_numba.a.b", {"a/b.py"}),
+        ("from refkd_numba.a import b, name", {"a/__init__.py", "a/b.py"}),
+        ("from . import c, name", {"a/__init__.py", "a/c.py"}),
+        ("from .c import name", {"a/c.py"}),
+        ("from .. import d, a", {"__init__.py", "d.py", "a/__init__.py"}),
+        ("from ..a.b import name", {"a/b.py"}),
+        ("from .d import name", set()),
+        ("import numpy.d; from os import path", set()),
+    ],
+)
+def test_all_ways_to_import_are_understood(
+    statement: str, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "refkd_numba"
+    (package / "a").mkdir(parents=True)
+    for name in ("__init__", "a/__init__", "a/b", "a/c", "d"):
+        (package / f"{name}.py").write_text("")
+    (package / "a" / "own.py").write_text(statement)
+    monkeypatch.setattr(compile, "_PACKAGE", package)
+    assert compile._imports(package / "a" / "own.py") == {package / file for file in files}
 
 
 class Kernel:
@@ -263,19 +289,78 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(package: Path)
     assert probe(package) == ("21", 0)
 
 
-def test_prune_deletes_what_is_stale_and_nothing_else(kernel: Kernel) -> None:
+def days_old(path: Path, days: float) -> Path:
+    """Make a file look as if it had last been used so many days ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+    return path
+
+
+def test_prune_deletes_what_nobody_has_used_for_sixty_days_and_nothing_else(
+    kernel: Kernel,
+) -> None:
     kernel(2)
-    current = cache_folder() / f"team.share-3-{stamp(BACKENDS / 'refkd_numba' / 'team.py')}.nbi"
-    current.write_bytes(b"")
-    stale = [*kernel.files(), cache_folder().with_name("refkd-numba-0123456789abcdef") / "a.nbi"]
-    others = [kernel.folder / name for name in ("a.txt", "numba-mine/a.nbi", "another/a.nbc")]
-    for path in (*stale[-1:], *others):
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
+    own, another, third = (
+        cache_folder(),
+        *(cache_folder().with_name(f"refkd-numba-{digit * 16}") for digit in "ab"),
+    )
+    old = [
+        days_old(path, 61)
+        for path in (own / "a.nbi", own / "tmp.b", another / "a.nbi", third / "a.nbc")
+    ]
+    kept = [
+        *kernel.files(),
+        days_old(own / "team.share-3-0123456789abcdef.nbi", 59),  # of an earlier source
+        days_old(another / "b.nbi", 59),
+        *(
+            days_old(kernel.folder / name, 1000)
+            for name in ("a.txt", "numba-mine/a.nbi", "another/a.nbc")
+        ),
+    ]
+    empty = own.with_name("refkd-numba-new")
+    empty.mkdir()
     prune_cache()
-    assert not any(path.exists() for path in stale)
-    assert not stale[-1].parent.exists()
-    assert all(path.exists() for path in (current, *others))
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in kept)
+    assert not third.exists()
+    assert empty.exists()
+
+
+def test_what_is_used_stays(kernel: Kernel) -> None:
+    kernel(2)
+    for path in kernel.files():
+        days_old(path, 100)
+    assert kernel(2) == ([6], 0)
+    prune_cache()
+    assert kernel(2) == ([6], 0)
+    for path in kernel.files():
+        days_old(path, 100)
+    prune_cache()
+    assert kernel.files() == []
+    assert kernel(2) == ([6], 1)
+
+
+def test_the_time_of_use_is_written_once_a_day(kernel: Kernel) -> None:
+    kernel(2)
+    for days, is_written in ((0.9, False), (1.1, True)):
+        before = {days_old(path, days): path.stat().st_mtime for path in kernel.files()}
+        assert kernel(2) == ([6], 0)
+        assert all((path.stat().st_mtime > then) is is_written for path, then in before.items())
+
+
+def test_a_file_whose_time_cannot_be_written_is_used_all_the_same(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    kernel(2)
+    for path in kernel.files():
+        days_old(path, 100)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert kernel(2) == ([6], 0)
 
 
 def test_prune_of_a_cache_that_is_not_there_is_no_trouble(kernel: Kernel) -> None:

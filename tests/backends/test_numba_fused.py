@@ -13,10 +13,11 @@ from refkd.dispatch import get_backend, use_backend
 from refkd.distill import Batch, LogitDistillation, Supervised
 from refkd.errors import BackendUnavailable, ConfigError, NonFiniteError
 from refkd.losses import KDSpec
-from refkd.nn import BatchNorm2d, Conv2d, ReLU, Sequential
-from refkd.nn.layer import Layer, add_prefix
+from refkd.nn import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential
+from refkd.nn.layer import add_prefix
 from refkd.train.optim import SGD, Adam
 from refkd.train.step import EagerStep
+from tests.backends.rewritten import NETWORKS, distance, exact, network
 
 try:
     get_backend("numba")
@@ -24,26 +25,16 @@ except BackendUnavailable as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
 import refkd_numba.settings
-from refkd_numba import conv
 from refkd_numba.fused import parts as in_parts
 from refkd_numba.fused.network import FusedSequential, fuse, parts
 from refkd_numba.fused.parts import InParts
 from refkd_numba.fused.step import compile_step
-from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
+from refkd_numba.fused.units import ConvNorm, ConvReLU, Norm
 
-NETWORKS = {
-    "small_cnn": ({"num_classes": 5, "image_size": 32, "dropout": 0.0}, (3, 32, 32)),
-    "vgg": ({"num_classes": 5, "blocks": ((20, 17), (18,)), "image_size": 16}, (3, 16, 16)),
-    "cifar_resnet": ({"num_classes": 5, "depth": 8}, (3, 16, 16)),
-    "googlenet": (
-        {"num_classes": 5, "image_size": 128, "dropout": 0.0, "aux_dropout": 0.0},
-        (3, 128, 128),
-    ),
-}
 KINDS = {
     "small_cnn": {ConvReLU},
-    "vgg": {ConvNormReLU},
-    "cifar_resnet": {ConvNormReLU},
+    "vgg": {ConvNorm},
+    "cifar_resnet": {ConvNorm},
     "googlenet": {ConvReLU},
 }
 
@@ -54,37 +45,12 @@ def numba() -> Any:
         yield
 
 
-def network(name: str) -> tuple[Layer, dict[str, Any], dict[str, Any], Any, Any]:
-    """Return a network, its parameters, its state with some history, images and labels."""
-    hyperparameters, shape = NETWORKS[name]
-    layer = models.create(name, **hyperparameters)
-    rng = np.random.default_rng(0)
-    params, state = layer.init(rng)
-    params = {
-        key: p if p.ndim > 1 else p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype)
-        for key, p in params.items()
-    }
-    images = rng.standard_normal((6, *shape)).astype(np.float32)
-    for _ in range(9):  # so that the running statistics are not far from the batch's
-        _, cache = layer.forward(params, state, images, train=True, rng=rng)
-        state = layer.next_state(state, cache)
-    return layer, params, state, images, rng.integers(5, size=6)
-
-
-def exact(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {k: a.astype(np.float64) if a.dtype.kind == "f" else a for k, a in arrays.items()}
-
-
 def all_layers(layer: Any) -> Any:
     yield layer
     for part in parts(layer):
         yield from all_layers(part)
     for unit in getattr(layer, "units", ()):
         yield unit.layer
-
-
-def distance(actual: Any, expected: Any) -> float:
-    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-20))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -128,7 +94,7 @@ def test_evaluation_is_that_of_the_network_as_given(name: str, frozen: bool) -> 
     layer, params, state, images, _ = network(name)
     with use_backend("numpy"):
         expected = layer.infer(exact(params), exact(state), images.astype(np.float64))
-    fused = fuse(layer, Prepared() if frozen else None)
+    fused = fuse(layer, frozen=frozen)
     actual = fused.infer(params, state, images)
     again = fused.infer(params, state, images)
     for a, b, e in zip(*map(heads, (actual, again, expected)), strict=True):
@@ -138,41 +104,6 @@ def test_evaluation_is_that_of_the_network_as_given(name: str, frozen: bool) -> 
 
 def heads(outputs: Any) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def test_weights_of_a_frozen_network_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, params, state, images, _ = network("vgg")
-    packed: list[Any] = []
-    prepare = conv.prepare
-
-    def counted(weight: Any, g: Any, allocate: Any) -> Any:
-        packed.append(g)
-        return prepare(weight, g, allocate)
-
-    monkeypatch.setattr(conv, "prepare", counted)
-    fused = fuse(layer, Prepared())
-    first = fused.infer(params, state, images)
-    assert len(packed) == 3
-    np.testing.assert_array_equal(fused.infer(params, state, images), first)
-    assert len(packed) == 3
-    fused.infer(params, state, images[:2])  # of another shape another algorithm may be faster
-    assert len(packed) == 6
-    # Other arrays are other weights, be they equal.
-    key = next(key for key in params if params[key].ndim == 4)
-    changed = fused.infer(params | {key: params[key] * 2}, state, images)
-    assert len(packed) == 7
-    assert not np.array_equal(changed, first)
-
-
-def test_other_statistics_are_folded_anew() -> None:
-    layer, params, state, images, _ = network("vgg")
-    fused = fuse(layer, Prepared())
-    fused.infer(params, state, images)
-    key = next(key for key in state if key.endswith("running_var"))
-    other = state | {key: state[key] * 4}
-    np.testing.assert_allclose(
-        fused.infer(params, other, images), layer.infer(params, other, images), rtol=1e-3, atol=1e-3
-    )
 
 
 def test_what_a_unit_returns_is_a_feature_and_takes_a_tap() -> None:
@@ -211,11 +142,20 @@ def test_evaluation_mode_in_training_uses_the_running_statistics() -> None:
     assert all(distance(fused_grads[key], grad) < 2e-3 for key, grad in grads.items())
 
 
-def test_a_norm_and_its_relu_are_one_unit() -> None:
-    layers = Sequential.numbered(ReLU(), BatchNorm2d(3), ReLU(), Conv2d(3, 4, 3), BatchNorm2d(4))
+def test_units_are_as_long_as_can_be() -> None:
+    layers = Sequential.numbered(
+        ReLU(), BatchNorm2d(3), ReLU(), Conv2d(3, 4, 3), BatchNorm2d(4), Conv2d(4, 4, 3),
+        BatchNorm2d(4), ReLU(), Conv2d(4, 4, 3), ReLU(), Conv2d(4, 4, 3),
+    )  # fmt: skip
     units = fuse(layers).units
-    assert [unit.names for unit in units] == [("0",), ("1", "2"), ("3",), ("4",)]
-    assert isinstance(units[1].layer, NormReLU)
+    assert [(unit.names, type(unit.layer)) for unit in units] == [
+        (("0",), ReLU),
+        (("1", "2"), Norm),
+        (("3", "4"), ConvNorm),
+        (("5", "6", "7"), ConvNorm),
+        (("8", "9"), ConvReLU),
+        (("10",), Conv2d),
+    ]
 
 
 def test_steps_are_made_for_networks_of_convolutions_and_known_objectives() -> None:
@@ -256,6 +196,21 @@ def test_evaluation_in_parts_is_evaluation(monkeypatch: pytest.MonkeyPatch) -> N
     assert {10, 4} <= set(seen)
     for a, b in zip(in_pieces, whole, strict=True):
         assert distance(a, b) < 1e-5
+
+
+def test_a_teacher_that_mixes_images_sees_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Sequential.numbered(
+        Conv2d(3, 4, 3), BatchNorm2d(4, track_running_stats=False), ReLU(), Flatten(), Linear(64, 5)
+    )
+    rng = np.random.default_rng(0)
+    params, state = layer.init(rng)
+    images = rng.standard_normal((20, 3, 6, 6)).astype(np.float32)
+    monkeypatch.setattr(in_parts, "_BYTES", 1)
+    spec = KDSpec.preset("hinton", temperature=4.0, alpha=0.5)
+    step = compile_step(LogitDistillation(layer, layer, spec, exact=False), Adam())
+    assert step is not None
+    logits = step.fused.objective.teacher.infer(params, state, images)
+    assert distance(logits, layer.infer(params, state, images)) < 1e-5
 
 
 def test_float64_takes_the_step_as_given() -> None:

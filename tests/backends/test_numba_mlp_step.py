@@ -204,6 +204,28 @@ def test_dropout_leaves_the_generator_where_the_reference_does() -> None:
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("label", [-1, -2])
+@pytest.mark.parametrize("width", [7, 3000])
+def test_labels_that_count_from_the_end_draw_once(label: int, width: int) -> None:
+    objective = Supervised(network(5, width, 3, dropout=0.5))
+    begun = start(objective, SGD(0.1), [9, 4])
+    begun.batches[0].labels[5] = label
+    expected, actual = begun.copy(), begun.copy()
+    found = []
+    for step, at in (
+        (EagerStep(objective, SGD(0.1)), expected),
+        (compiled(objective, SGD(0.1)), actual),
+    ):
+        rng = np.random.default_rng(3)
+        for batch in at.batches:
+            terms, _ = step(at.params, {}, at.moments, batch, rng, lr=0.1, where="here")
+            found.append((terms["loss"], rng.bit_generator.state))
+    for (loss, state), (reference_loss, reference_state) in zip(found[2:], found[:2], strict=True):
+        assert loss == pytest.approx(reference_loss, rel=1e-5)
+        assert state == reference_state
+    assert_close(actual, expected, begun)
+
+
 def test_a_student_in_evaluation_draws_nothing() -> None:
     objective = LogitDistillation(network(5, 7, 3, dropout=0.4), None, SPEC, student_eval_from=2)
     step = compiled(objective, SGD(0.1))

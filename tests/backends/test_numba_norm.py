@@ -64,7 +64,9 @@ def assert_as_accurate(kernel: str, arrays: list[Any], layouts: list[str], **opt
     for a, r, e, terms in zip(actual, rough, exact, largest, strict=True):
         assert (a.shape, a.dtype) == (np.shape(e), np.float32)
         size = max(float(np.abs(e).max()), terms)
-        allowed = 4 * np.abs(r - e).max() + tolerance("float32", "pointwise") * size
+        # A sum may be right by chance in the reference, where it has no more than one channel.
+        kind = "reduction" if a.ndim == 1 else "pointwise"
+        allowed = 4 * np.abs(r - e).max() + tolerance("float32", kind) * size
         assert np.abs(a - e).max() <= allowed, (kernel, a.shape)
     return actual
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +200,33 @@ def test_average_pooling_is_as_accurate_as_the_reference(
         avg_pool.avg_pool2d_backward(laid(of_dy, dy), **options),
         *(reference("avg_pool2d_backward", a, **options) for a in (dy, dy.astype(np.float64))),
     )
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("layout", ["C", "channels last"])
+def test_a_single_window_may_read_all_of_a_plane_or_less(
+    layout: str, count_include_pad: bool
+) -> None:
+    # Its divisor may be H · W where it reads less: some of it is padding.
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    found = 0
+    for kernel, padding in itertools.product(np.ndindex(6, 6), np.ndindex(3, 3)):
+        options: dict[str, Any] = {
+            "kernel_size": (kernel[0] + 1, kernel[1] + 1),
+            "stride": 9,
+            "padding": padding,
+            "count_include_pad": count_include_pad,
+        }
+        if any(2 * p > k + 1 for p, k in zip(padding, kernel, strict=True)):
+            continue
+        if any(k + 1 > 4 + 2 * p for p, k in zip(padding, kernel, strict=True)):
+            continue
+        found += 1
+        assert_as_accurate(
+            avg_pool.avg_pool2d_forward(laid(layout, x), **options),
+            *(reference("avg_pool2d_forward", a, **options) for a in (x, x.astype(np.float64))),
+        )
+    assert found > 100
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -112,8 +113,22 @@ def test_doctor_refuses_a_backend_that_is_unknown_or_has_nothing_to_do(
 
 @pytest.mark.slow
 @pytest.mark.skipif(available_backends()["numba"] is not None, reason="there is no Numba")
-def test_after_a_warm_up_nothing_is_compiled_any_more() -> None:
+def test_a_warm_up_compiles_all_there_is_and_after_it_nothing_is_compiled_any_more() -> None:
     program = "import sys; from refkd.cli import main; sys.exit(main(['doctor', '--warm-up']))"
     run(program)
-    (line,) = run(program).stderr.splitlines()
-    assert line.startswith("backend 'numba': warmed up in ")
+    everything = """
+        import importlib, pkgutil
+        import refkd_numba
+        from numba.core.caching import FunctionCache
+        from refkd.cli.warm_up import warm_up
+
+        warm_up(refkd_numba.backend)
+        for module in pkgutil.walk_packages(refkd_numba.__path__, "refkd_numba."):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                if isinstance(getattr(value, "_cache", None), FunctionCache):
+                    if not value.overloads:
+                        print(module.name, name)
+    """
+    finished = run(textwrap.dedent(everything))
+    assert finished.stdout == ""
+    assert finished.stderr == ""

@@ -28,10 +28,13 @@ from refkd_numba.team import share, span
 __all__ = [
     "ERROR_FACTORS",
     "KERNELS",
+    "algorithm",
     "backward_input",
+    "backward_sizes",
     "backward_weight",
     "bias_gradient",
     "forward",
+    "forward_sizes",
     "prepare",
     "sizes",
 ]
@@ -44,7 +47,9 @@ ERROR_FACTORS = {
     "conv2d_backward_weight": 40.0,
 }
 
-_WORTH = 1 << 20  # products; below it the work is not worth a second thread
+# Below these the work is not worth a second thread: products, values to add, and values of a
+# weight to transform.
+_WORTH, _WORTH_OF_SUMS, _WORTH_OF_WEIGHT = 1 << 20, 1 << 16, 1 << 14
 _WINOGRAD_TILES = 32
 _WINOGRAD_CHANNELS = 16  # at least a vector
 _WINOGRAD_SUMS = 1 << 22  # values of the sums for a weight's gradient, in each thread
@@ -61,13 +66,10 @@ def conv2d_forward(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
-    if not _are_images(x, weight):
-        return NotImplemented
-    arrays = (x, weight) if bias is None else (x, weight, bias)
-    g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
-    if g is None or (bias is not None and bias.shape != (g.outputs,)):
-        return NotImplemented
-    return forward(x, weight, bias, g)
+    g = forward_sizes(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    return NotImplemented if g is None else forward(x, weight, bias, g)
 
 
 def conv2d_backward(
@@ -81,10 +83,10 @@ def conv2d_backward(
     groups: int = 1,
     need_dx: bool = True,
 ) -> Any:
-    if not _are_images(dy, x, weight):
-        return NotImplemented
-    g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
-    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+    g = backward_sizes(
+        dy, x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    if g is None:
         return NotImplemented
     gradient = channels_last(dy)
     dweight = backward_weight(gradient, x, g)
@@ -130,6 +132,41 @@ def conv2d_backward_weight(
     if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
         return NotImplemented
     return backward_weight(channels_last(dy), x, g)
+
+
+def forward_sizes(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+) -> ConvSizes | None:
+    """Return the sizes that :func:`forward` takes, or None as :func:`sizes` does."""
+    if not _are_images(x, weight):
+        return None
+    arrays = (x, weight) if bias is None else (x, weight, bias)
+    g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
+    return None if g is None or (bias is not None and bias.shape != (g.outputs,)) else g
+
+
+def backward_sizes(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+) -> ConvSizes | None:
+    """Return the sizes that the backward functions take, or None as :func:`sizes` does."""
+    if not _are_images(dy, x, weight):
+        return None
+    g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
+    return None if g is None or dy.shape != (g.batch, g.outputs, *g.output_size) else g
 
 
 def sizes(
@@ -180,15 +217,23 @@ class Packed(NamedTuple):
     finite: bool = False
 
 
+def algorithm(g: ConvSizes) -> str:
+    """Return which algorithm serves ``g``; a packed weight depends on nothing else of it."""
+    if _is_depthwise(g):
+        return "depthwise"
+    return "winograd" if _is_winograd(g) else "direct"
+
+
 def prepare(weight: Array, g: ConvSizes, allocate: Callable[..., Any] = empty) -> Packed:
     """Return ``weight`` packed for the algorithm that serves ``g``.
 
     What is kept for long should lie in memory of its own, not in a larger block that was
     free just then: ``allocate`` makes an array of a shape in float32.
     """
-    if _is_depthwise(g):
-        return Packed("depthwise", np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)))
-    if _is_winograd(g):
+    served_by = algorithm(g)
+    if served_by == "depthwise":
+        return Packed(served_by, np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)))
+    if served_by == "winograd":
         return _winograd_panels(weight, flipped=False, allocate=allocate)
     return _panels(weight, g.groups, flipped=False, allocate=allocate)
 
@@ -234,10 +279,11 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
     elif g.stride != (1, 1):
         grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
         block = strided.block_rows(*g.output_size, g.taps)
-        columns = empty((_threads(g), block * g.output_size[1], *grouped.shape[2:]))
+        threads = _threads(g)
+        columns = empty((threads, block * g.output_size[1], *grouped.shape[2:]))
         share(
             strided.backward_input, dy, np.ascontiguousarray(grouped), dx, *steps, block, columns,
-            worth=_is_worth(g),
+            threads=threads,
         )  # fmt: skip
     else:
         # The adjoint of a convolution of step 1 is one, with the flipped weight.
@@ -258,9 +304,10 @@ def backward_weight(dy: NDArray[Any], x: Array, g: ConvSizes) -> NDArray[Any]:
     """Return dW (K, C / groups, kH, kW) of channels-last dy."""
     source = channels_last(x)
     shape = (g.outputs, g.inputs // g.groups, *g.kernel_size)
+    threads = _threads(g)
     if _is_depthwise(g):
-        sums = empty((_threads(g), *g.kernel_size, g.inputs))
-        share(depthwise.backward_weight, source, dy, sums, *_steps(g), worth=_is_worth(g))
+        sums = empty((threads, *g.kernel_size, g.inputs))
+        share(depthwise.backward_weight, source, dy, sums, *_steps(g), threads=threads)
         return np.ascontiguousarray(np.moveaxis(sums.sum(axis=0), -1, 0)).reshape(shape)
     dweight = empty(shape)
     if _is_winograd(g) and winograd.POINTS * g.inputs * g.outputs <= _WINOGRAD_SUMS:
@@ -270,23 +317,24 @@ def backward_weight(dy: NDArray[Any], x: Array, g: ConvSizes) -> NDArray[Any]:
         source, dy = (_as_rows(a, source.shape[3]) for a in (source, dy))
     block = direct.block_of_gradient(*dy.shape[1:3])
     padded = -(-(g.outputs // g.groups) // COLUMNS) * COLUMNS
-    sums = empty((_threads(g), g.groups, *g.kernel_size, shape[1], padded))
-    scratch = _input_rows(_threads(g), block, source.shape[2], shape[1], g.kernel_size, _steps(g))
-    columns = empty((_threads(g), block * dy.shape[2], COLUMNS))
+    sums = empty((threads, g.groups, *g.kernel_size, shape[1], padded))
+    scratch = _input_rows(threads, block, source.shape[2], shape[1], g.kernel_size, _steps(g))
+    columns = empty((threads, block * dy.shape[2], COLUMNS))
     share(
         direct.backward_weight, source, dy, sums, g.groups, *_steps(g), block, scratch, columns,
-        worth=_is_worth(g),
+        threads=threads,
     )  # fmt: skip
-    share(_add_parts, sums, dweight.reshape(g.groups, -1, *shape[1:]), worth=sums.size > 1 << 16)
+    parts = dweight.reshape(g.groups, -1, *shape[1:])
+    share(_add_parts, sums, parts, worth=sums.size > _WORTH_OF_SUMS)
     return dweight
 
 
 def bias_gradient(dy: NDArray[Any]) -> NDArray[Any]:
     """Return Σ dy over all pixels of channels-last dy, (K,)."""
     pixels = dy.reshape(-1, dy.shape[-1])
-    threads = worker_threads() if pixels.size > 1 << 16 else 1
+    threads = worker_threads() if pixels.size > _WORTH_OF_SUMS else 1
     sums = np.zeros((threads, pixels.shape[1]))
-    share(_column_sums, pixels, sums, worth=threads > 1)
+    share(_column_sums, pixels, sums, threads=threads)
     return sums.sum(axis=0).astype(np.float32)
 
 
@@ -305,7 +353,7 @@ def _direct(
     tails = empty((threads, block * y.shape[2], COLUMNS))
     share(
         direct.forward, x, panels, bias, y, groups, *steps, block, relu, packed.finite,
-        scratch, tails, worth=worth,
+        scratch, tails, threads=threads,
     )  # fmt: skip
 
 
@@ -318,7 +366,9 @@ def _winograd(
     block = winograd.tiles_at_a_time(max(x.shape[3], padded))
     threads = worker_threads()
     inputs, products = (_points(threads, block, channels) for channels in (x.shape[3], padded))
-    share(winograd.forward, x, panels, bias, y, *padding, relu, inputs, products)
+    share(
+        winograd.forward, x, panels, bias, y, *padding, relu, inputs, products, threads=threads
+    )  # fmt: skip
 
 
 def _winograd_weight(
@@ -329,7 +379,7 @@ def _winograd_weight(
     threads = worker_threads()
     inputs, gradients = (_points(threads, block, channels) for channels in (g.inputs, padded))
     sums = empty((threads, winograd.POINTS, g.inputs, padded))
-    share(winograd.weight_sums, x, dy, *g.padding, inputs, gradients, sums)
+    share(winograd.weight_sums, x, dy, *g.padding, inputs, gradients, sums, threads=threads)
     share(winograd.weight_gradient, sums, dweight)
 
 
@@ -356,7 +406,7 @@ def _winograd_panels(
     panels = allocate((winograd.POINTS, -(-outputs // COLUMNS), inputs, COLUMNS))
     share(
         winograd.transform_weight, np.ascontiguousarray(weight), panels, flipped,
-        worth=weight.size > 1 << 14,
+        worth=weight.size > _WORTH_OF_WEIGHT,
     )  # fmt: skip
     return Packed("winograd", panels)
 

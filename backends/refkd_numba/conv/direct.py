@@ -56,7 +56,8 @@ def pack(weight, panels, groups, flipped):
                                     value = weight[g * inputs + c, k, height - 1 - i, width - 1 - j]
                                 else:
                                     value = weight[g * outputs + k, c, i, j]
-                                finite = finite and np.isfinite(value)
+                                # isfinite is x − x, which may become 0 where sums are reordered
+                                finite = finite and abs(value) < np.inf
                             panels[g, panel, i, j, c, lane] = value
     return finite
 

@@ -10,37 +10,20 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.nn import Concat, Parallel
-from refkd.nn.layer import Arrays, add_prefix, check_no_taps, split_by_prefix
-from refkd.nn.parallel import ConcatCache, ParallelCache
+from refkd.nn.layer import Arrays
+from refkd.nn.parallel import ConcatCache
 from refkd_numba.join import add, concatenate_channels, split_channels
+from refkd_numba.operands import are_float32
 
 __all__ = ["FusedConcat", "FusedParallel"]
 
 
 @dataclass(frozen=True)
 class FusedParallel(Parallel):
-    """A Parallel whose branches' cotangents of x are added by kernels."""
+    """A Parallel whose branches' cotangents of x are added by a kernel."""
 
-    def backward(
-        self,
-        params: Mapping[str, Array],
-        cache: ParallelCache,
-        dy: Any,
-        *,
-        need_dx: bool = True,
-        taps: Mapping[str, Array] | None = None,
-    ) -> tuple[Any, Arrays]:
-        check_no_taps(self, taps)
-        params_of, grads, total = split_by_prefix(params), {}, None
-        for (name, layer), branch_cache, branch_dy in zip(
-            self.branches, cache.children, dy, strict=True
-        ):
-            dx, branch_grads = layer.backward(
-                params_of.get(name, {}), branch_cache, branch_dy, need_dx=need_dx
-            )
-            grads |= add_prefix(name, branch_grads)
-            total = dx if total is None else add(total, dx)
-        return total, grads
+    def added(self, a: Any, b: Any) -> Any:
+        return add(a, b) if are_float32(a, b) and a.ndim == 4 else super().added(a, b)
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ class FusedConcat(Concat):
         train: bool,
         rng: np.random.Generator | None = None,
     ) -> tuple[Array, ConcatCache]:
-        if not isinstance(x, tuple) or any(part.ndim != 4 for part in x) or self.axis != 1:
+        if self.axis != 1 or not _fit_side_by_side(x):
             return super().forward(params, state, x, train=train, rng=rng)
         return concatenate_channels(x), ConcatCache(tuple(part.shape[1] for part in x))
 
@@ -69,6 +52,14 @@ class FusedConcat(Concat):
         need_dx: bool = True,
         taps: Mapping[str, Array] | None = None,
     ) -> tuple[tuple[Array, ...] | None, Arrays]:
-        if dy.ndim != 4 or self.axis != 1 or not need_dx:
+        served = self.axis == 1 and are_float32(dy) and dy.ndim == 4
+        if not served or dy.shape[1] != sum(cache.sizes) or taps or not need_dx:
             return super().backward(params, cache, dy, need_dx=need_dx, taps=taps)
         return split_channels(dy, cache.sizes), {}
+
+
+def _fit_side_by_side(x: Any) -> bool:
+    """Return whether x is a tuple of float32 images that differ in their channels only."""
+    if not isinstance(x, tuple) or not all(are_float32(part) and part.ndim == 4 for part in x):
+        return False
+    return len({(len(part), *part.shape[2:]) for part in x}) == 1

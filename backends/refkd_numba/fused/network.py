@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,10 @@ from refkd.dispatch import Array
 from refkd.nn import BatchNorm2d, Concat, Conv2d, MaxPool2d, Parallel, ReLU, Sequential
 from refkd.nn.composite import backward_through
 from refkd.nn.layer import Arrays, Layer, add_prefix, check_no_taps, split_by_prefix
+from refkd_numba import pool
 from refkd_numba.fused.branches import FusedConcat, FusedParallel
 from refkd_numba.fused.max_pool import FusedMaxPool2d
-from refkd_numba.fused.units import ConvNormReLU, ConvReLU, NormReLU, Prepared
+from refkd_numba.fused.units import ConvNorm, ConvReLU, Kept, Norm
 
 __all__ = ["FusedSequential", "fuse", "parts"]
 
@@ -41,15 +42,15 @@ class FusedSequential(Sequential):
 
     Attributes
     ----------
-    prepared : Prepared or None
-        For a network that does not learn.
+    frozen : bool
+        Whether it does not learn, so that what is made of its arrays may be kept.
     """
 
-    prepared: Prepared | None = field(default=None, compare=False)
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "units", _units(self.layers, self.prepared))
+        object.__setattr__(self, "units", _units(self.layers, self.frozen))
 
     def forward(
         self,
@@ -118,26 +119,28 @@ class FusedSequential(Sequential):
             yield name, output
 
 
-def fuse(layer: Any, prepared: Prepared | None = None) -> Any:
+def fuse(layer: Any, *, frozen: bool = False) -> Any:
     """Return ``layer`` with everything in it that can be fused.
 
     Parameters
     ----------
     layer : Layer, or a tuple that holds layers
-    prepared : Prepared, optional
-        Where packed weights are kept: for a network that does not learn.
+    frozen : bool
+        Whether it does not learn: then packed weights are kept.
     """
     if isinstance(layer, tuple):
-        return tuple(fuse(item, prepared) for item in layer)
+        return tuple(fuse(item, frozen=frozen) for item in layer)
     if not _is_layer(layer):
         return layer
-    values = {f.name: fuse(getattr(layer, f.name), prepared) for f in dataclasses.fields(layer)}
+    values = {
+        f.name: fuse(getattr(layer, f.name), frozen=frozen) for f in dataclasses.fields(layer)
+    }
     if type(layer) is Sequential:
-        return FusedSequential(**values, prepared=prepared)
+        return FusedSequential(**values, frozen=frozen)
     for kind, fused in ((Parallel, FusedParallel), (Concat, FusedConcat)):
         if type(layer) is kind:
             return fused(**values)
-    if type(layer) is MaxPool2d and math.prod(layer.kernel_size) < 256:
+    if type(layer) is MaxPool2d and math.prod(layer.kernel_size) <= pool.MOST_TAPS:
         return FusedMaxPool2d(**values)
     return dataclasses.replace(layer, **values)
 
@@ -155,27 +158,29 @@ def _is_layer(value: Any) -> bool:
     return Layer in type(value).__mro__ and dataclasses.is_dataclass(value)
 
 
-def _units(layers: tuple[tuple[str, Layer], ...], prepared: Prepared | None) -> tuple[Unit, ...]:
+def _units(layers: tuple[tuple[str, Layer], ...], frozen: bool) -> tuple[Unit, ...]:
     units, i = [], 0
     while i < len(layers):
-        unit = _unit_at(layers[i : i + 3], prepared)
+        unit = _unit_at(layers[i : i + 3], frozen)
         units.append(unit)
         i += len(unit.names)
     return tuple(units)
 
 
-def _unit_at(ahead: tuple[tuple[str, Layer], ...], prepared: Prepared | None) -> Unit:
+def _unit_at(ahead: tuple[tuple[str, Layer], ...], frozen: bool) -> Unit:
     """Return the longest unit that serves the next layers."""
     names = tuple(name for name, _ in ahead)
     kinds = tuple(type(layer) for _, layer in ahead)
     layers: list[Any] = [layer for _, layer in ahead]
-    if kinds == (Conv2d, BatchNorm2d, ReLU):
-        norm = NormReLU(names[1], layers[1])
-        return Unit(names, ConvNormReLU(names[0], layers[0], norm, prepared))
+    kept = Kept() if frozen else None
+    if kinds[:2] == (Conv2d, BatchNorm2d):
+        relu = kinds[2:] == (ReLU,)
+        norm = Norm(names[1], layers[1], relu)
+        return Unit(names[: 2 + relu], ConvNorm(names[0], layers[0], norm, kept))
     if kinds[:2] == (Conv2d, ReLU):
-        return Unit(names[:2], ConvReLU(names[0], layers[0], prepared))
+        return Unit(names[:2], ConvReLU(names[0], layers[0], kept))
     if kinds[:2] == (BatchNorm2d, ReLU):
-        return Unit(names[:2], NormReLU(names[0], layers[0]))
+        return Unit(names[:2], Norm(names[0], layers[0], relu=True))
     return Unit(names[:1], layers[0])
 
 

@@ -30,7 +30,7 @@ class InParts(Layer):
     network: Layer
 
     def infer(self, params: Mapping[str, Array], state: Mapping[str, Array], x: Array) -> Any:
-        step = max(_LEAST, _BYTES * len(x) // x.nbytes)
+        step = max(_LEAST, _BYTES * len(x) // max(1, x.nbytes))
         if step >= len(x):
             return self.network.infer(params, state, x)
         outputs = [

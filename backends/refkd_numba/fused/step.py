@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.distill import Batch, LogitDistillation, Objective, Optimizer, Supervised
-from refkd.nn import Conv2d
+from refkd.nn import BatchNorm2d, Conv2d
 from refkd.nn.layer import Arrays, Layer
 from refkd.train.step import EagerStep
 from refkd_numba.fused.network import fuse, parts
 from refkd_numba.fused.parts import InParts
-from refkd_numba.fused.units import Prepared
 
 __all__ = ["FusedStep", "compile_step"]
 
@@ -45,15 +44,17 @@ class FusedStep:
         where: str,
     ) -> tuple[dict[str, float], Arrays]:
         """See :class:`refkd.train.step.TrainingStep`."""
-        arrays = (batch.images, *params.values())
-        single = all(type(a) is np.ndarray and a.dtype == np.float32 for a in arrays)
-        step = self.fused if single and batch.images.ndim == 4 else self.given
+        single = (batch.images, *params.values())
+        # What a state counts are integers.
+        single += tuple(a for a in state.values() if getattr(a, "dtype", None) != np.int64)
+        fits = all(type(a) is np.ndarray and a.dtype == np.float32 for a in single)
+        step = self.fused if fits and batch.images.ndim == 4 else self.given
         return step(params, state, optimizer_state, batch, rng, lr=lr, where=where)
 
 
 def compile_step(objective: Objective, optimizer: Optimizer) -> FusedStep | None:
     """Return a step for an objective on networks of convolutions, None for others."""
-    if not any(isinstance(layer, Conv2d) for layer in _layers(objective)):
+    if not any(isinstance(layer, Conv2d) for layer in _all(objective.networks.values())):
         return None
     if type(objective) is Supervised:
         fused: Objective = dataclasses.replace(objective, network=fuse(objective.network))
@@ -71,11 +72,21 @@ def _fused_teacher(objective: LogitDistillation) -> Layer | None:
         return objective.teacher  # exactly what is stored of it, which other code computes
     if objective.teacher_mode == "train":
         return fuse(objective.teacher)
-    return InParts(fuse(objective.teacher, Prepared()))
+    fused = fuse(objective.teacher, frozen=True)
+    return fused if _mixes_images(objective.teacher) else InParts(fused)
 
 
-def _layers(objective: Objective) -> Iterator[Any]:
-    waiting: list[Any] = list(objective.networks.values())
+def _mixes_images(network: Layer) -> bool:
+    """Return whether what it says of an image in evaluation depends on those beside it."""
+    return any(
+        isinstance(layer, BatchNorm2d) and not layer.track_running_stats
+        for layer in _all([network])
+    )
+
+
+def _all(networks: Iterable[Layer]) -> Iterator[Any]:
+    """Yield the networks and all that they are made of."""
+    waiting: list[Any] = list(networks)
     while waiting:
         layer = waiting.pop()
         yield layer

@@ -50,7 +50,10 @@ INPUTS, OUTPUTS, IS_HIDDEN, DRAWN_BEFORE, LEAST_KEPT = range(5)
 SOURCE, SOURCE_ROWS, TARGET, TARGET_ROWS, GRADIENT = range(5, 10)
 """Panels: of the inputs, both ways, of the outputs, both ways, of the outputs' gradient."""
 WEIGHT, BIAS, WEIGHT_KEPT, BIAS_KEPT = 10, 11, 12, 14
-"""Parameters, and what the optimiser keeps of each, one or two arrays; for KEEP, the gradient."""
+"""Parameters, and what the optimiser keeps of each, or for KEEP the gradient.
+
+Columns 13 and 15 are those of the second array that it keeps, where there are two.
+"""
 LAYER_COLUMNS = 16
 
 # Whether dropout drops, and what it draws.
@@ -73,17 +76,28 @@ COUNT_OF_NUMBERS = 14
 # Columns of the table of rates, p and 1/(1 − p) of dropout, and then for each thread its part
 # of the squared norms of a layer's inputs and of the gradient of its outputs.
 P, SCALE, NORMS = range(3)
+_OF_INPUTS, _OF_GRADIENT = NONE, ONCE
+"""Which of the two norms."""
 
 # Results.
 VERDICT, TOTAL, HARD, SOFT = range(4)
 COUNT_OF_RESULTS = 4
-REFUSED, DOUBTFUL, FINE = -1.0, 0.0, 1.0
-"""Verdicts: labels that are no class; something may not be finite; all is."""
+DOUBTFUL, FINE = 0.0, 1.0
+"""Verdicts: something may not be finite; all is."""
 
 _LARGEST = 1e38  # of a gradient whose sum surely stays below float32's 3.4e38
 _BACKWARD_STEPS, _BACKWARD_ROWS = 128, 240  # so many entries of W at a time, for all panels
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _8 = np.uint32(8)
+
+
+@compiled(counted=False)
+def are_classes(labels, classes):
+    """Return whether all labels are at least 0 and less than ``classes``."""
+    fit = True
+    for i in range(labels.size):
+        fit &= 0 <= labels[i] < classes
+    return fit
 
 
 @compiled
@@ -93,8 +107,8 @@ def run(
 ):  # fmt: skip
     """Run the entries ``begin`` to ``end`` of a program, (operation, layer) each.
 
-    x is (B, in), labels (B,), targets (B, C) or empty; every thread has a row of ``scratch``;
-    bits and stream are those of :class:`refkd_numba.mlp.draws.Draws`.
+    x is (B, in), labels (B,), which are classes, targets (B, C) or empty; every thread has a
+    row of ``scratch``; bits and stream are those of :class:`refkd_numba.mlp.draws.Draws`.
     """
     for i in range(begin, end):
         operation, layer = program[i, 0], program[i, 1]
@@ -143,7 +157,7 @@ def _pack(layer, rates, facts, x, thread, threads):
         square = 0.0
         for p in range(panels_for(end - begin)):
             square += _sum_of_squares(floats(rows + p * panel, examples * PANEL))
-        _note(rates, NONE, square, thread, threads)
+        _note(rates, _OF_INPUTS, square, thread, threads)
 
 
 @device
@@ -178,7 +192,7 @@ def _forward(layer, rates, following, facts, examples, drops, bits, thread, thre
             square += _sum_of_squares(
                 floats(target + p * outputs * PANEL * FLOAT, (end - begin) * PANEL)
             )
-        _note(following, NONE, square, thread, threads)
+        _note(following, _OF_INPUTS, square, thread, threads)
         _transpose_panels(
             target, outputs, end - begin, examples,
             layer[TARGET_ROWS] + begin // PANEL * facts[CAPACITY] * PANEL * FLOAT, facts[CAPACITY],
@@ -245,10 +259,6 @@ def _loss(layer, teacher, rates, facts, numbers, labels, targets, results, scrat
     hard, soft, square = 0.0, 0.0, 0.0
     for p in range(panels_for(examples)):
         own = labels[p * PANEL : min((p + 1) * PANEL, examples)]
-        for label in own:
-            if label < 0 or label >= classes:
-                results[VERDICT] = REFUSED
-                return
         offset = p * size * FLOAT
         z, dz = floats(layer[TARGET] + offset, size), floats(layer[GRADIENT] + offset, size)
         _log_softmax(z, 1.0, lanes, log_q)
@@ -265,7 +275,7 @@ def _loss(layer, teacher, rates, facts, numbers, labels, targets, results, scrat
         numbers[HARD_WEIGHT] * results[HARD] + numbers[SOFT_WEIGHT] * results[SOFT]
     )
     results[VERDICT] = DOUBTFUL
-    _note(rates, ONCE, square, NONE, ONCE)
+    _note(rates, _OF_GRADIENT, square, NONE, ONCE)
 
 
 @device
@@ -377,7 +387,7 @@ def _backward(layer, below, rates, examples, drops, thread, threads):
         for i in range(gradient.size):
             gradient[i] *= scale if output[i] > _ZERO else _ZERO
         square += _sum_of_squares(gradient)
-    _note(rates, ONCE, square, thread, threads)
+    _note(rates, _OF_GRADIENT, square, thread, threads)
 
 
 @device
@@ -407,8 +417,6 @@ def _note(rates, which, square, thread, threads):
 @device(fast=False)
 def _check(rates, facts, numbers, lr, examples, results):
     """Find whether all terms and gradients are surely finite; then count the step."""
-    if results[VERDICT] == REFUSED:
-        return
     # Comparisons, which are false for NaN: where sums may be reordered, x − x may become 0.
     fine = True
     for term in (TOTAL, HARD, SOFT):

@@ -118,8 +118,6 @@ class MLPStep:
         if drops == kernels.BITS:
             room.draws.end(rng)
         verdict, *values = room.results.tolist()
-        if verdict == kernels.REFUSED:
-            return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
         terms = dict(zip(("loss", "hard", "soft"), values, strict=True))
         if not self._distils:
             terms = {"loss": values[0]}
@@ -161,13 +159,12 @@ class MLPStep:
                 return None
         elif self._distils and not self._frozen:
             return None
+        indices = np.ascontiguousarray(labels, np.int64)
+        if not kernels.are_classes(indices, outputs):
+            return None  # the reference counts from the end, or raises
         if images.shape != (size, inputs):
             images = images.reshape(size, inputs)
-        return _Data(
-            np.ascontiguousarray(images),
-            np.ascontiguousarray(labels, np.int64),
-            np.ascontiguousarray(targets),
-        )
+        return _Data(np.ascontiguousarray(images), indices, np.ascontiguousarray(targets))
 
     def _bound_room(
         self, batch: Batch, params: Mapping[str, Array], optimizer_state: Mapping[str, Array]
@@ -218,7 +215,7 @@ class MLPStep:
             share(
                 kernels.run, program.entries, begin, end, room.layers, room.rates, self._facts,
                 self._numbers, *data, room.results, room.scratch, drops, room.draws.bits,
-                room.draws.stream, lr, worth=worth,
+                room.draws.stream, lr, worth=worth, threads=room.threads,
             )  # fmt: skip
 
     def _program(self, room: Room, data: _Data) -> Program:

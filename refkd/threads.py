@@ -52,22 +52,29 @@ def limit_blas_threads(threads: int | None) -> Iterator[None]:
     if threads is None:
         yield
         return
-    _change_limits(_limits.append, threads)
+    # A limit is in the list for as long as it holds, so that worker_threads() never takes a
+    # limited number for that of BLAS.
+    with _changing_limits:
+        global _unlimited
+        if not _limits:
+            _unlimited = blas_threads()
+        _limits.append(threads)
+        _limit_blas(_limits)
     try:
         yield
     finally:
-        _change_limits(_limits.remove, threads)
+        with _changing_limits:
+            left = list(_limits)
+            left.remove(threads)
+            _limit_blas(left)
+            _limits.remove(threads)
+            _limit_blas(_limits)  # others may have left meanwhile, in this very thread
 
 
-def _change_limits(change: Callable[[int], None], threads: int) -> None:
-    global _unlimited
+def _limit_blas(limits: list[int]) -> None:
     set_threads = _openblas("set_num_threads")
-    with _changing_limits:
-        if not _limits:
-            _unlimited = blas_threads()
-        change(threads)
-        if set_threads is not None and _unlimited is not None:
-            set_threads(min([_unlimited, *_limits]))
+    if set_threads is not None and _unlimited is not None:
+        set_threads(min([_unlimited, *limits]))
 
 
 def blas_threads() -> int | None:

@@ -1,4 +1,4 @@
-"""Cases drawn at random, of each kernel pair: sizes between those of the cases and the large ones."""
+"""Cases drawn at random, of each kernel pair: sizes between those of the cases and large ones."""
 
 from __future__ import annotations
 
@@ -77,12 +77,13 @@ def _cross_entropy(draw: st.DrawFn) -> PairCase:
         "distributions": cross_entropy._distributions,
         "weights": cross_entropy._weights,
     }.get(kind) or cross_entropy._indices(kind)
+    shape = draw(_SHAPES)
     return cross_entropy._case(
         f"{_LABEL}, {kind}",
-        cross_entropy._inputs(draw(_SHAPES), targets),
+        cross_entropy._inputs(shape, targets),
         reduction=draw(st.sampled_from(cross_entropy._REDUCTIONS)),
         label_smoothing=draw(st.sampled_from((0.0, 0.1, 1.0))),
-        smoothing=draw(st.sampled_from(("uniform", "others"))),
+        smoothing=draw(st.sampled_from(("uniform", "others") if shape[-1] > 1 else ("uniform",))),
     )
 
 

@@ -16,6 +16,7 @@ from refkd_cupy.operands import are_float32, is_positive
 __all__ = ["KERNELS"]
 
 _THREADS = 256
+_MOST = 1 << 31
 
 
 def batch_norm_forward(
@@ -59,6 +60,30 @@ def batch_norm_backward(
     return as_images(dx), dweight, dbias
 
 
+def running_statistics(
+    running_mean: Array,
+    running_var: Array,
+    mean: Array,
+    var: Array,
+    *,
+    momentum: float,
+    count: int,
+) -> Any:
+    arrays = (running_mean, running_var, mean, var)
+    fits = are_float32(*arrays) and type(momentum) is float and type(count) is int and count > 1
+    if not fits or running_mean.size >= _MOST:
+        return NotImplemented
+    given = [device.dense(array).reshape(-1) for array in arrays]
+    results = tuple(device.empty(mean.shape) for _ in range(2))
+    factors = [1 - momentum, momentum, momentum * count / (count - 1)]
+    device.launch(
+        "channel_norm", "running_statistics", -(-mean.size // _THREADS), _THREADS,
+        [*given, *(result.reshape(-1) for result in results), *map(np.float32, factors),
+         np.int32(mean.size)],
+    )  # fmt: skip
+    return results
+
+
 def _fits(x: Any, *vectors: Any) -> bool:
     return (
         are_float32(x)
@@ -83,4 +108,8 @@ def _given(
     return mean, var, rstd, coefficients
 
 
-KERNELS = {"batch_norm_forward": batch_norm_forward, "batch_norm_backward": batch_norm_backward}
+KERNELS = {
+    "batch_norm_backward": batch_norm_backward,
+    "batch_norm_forward": batch_norm_forward,
+    "running_statistics": running_statistics,
+}

@@ -171,6 +171,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   coefficients[2 * channels + c] = bias[c];
 }
 
+// The running statistics after a batch, each step rounded by itself as in the reference.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    running_statistics(const float* running_mean, const float* running_var, const float* mean,
+                       const float* var, float* next_mean, float* next_var, float keep,
+                       float share, float share_of_var, int channels) {
+  const int c = blockIdx.x * THREADS + threadIdx.x;
+  if (c >= channels) return;
+  next_mean[c] = __fadd_rn(__fmul_rn(keep, running_mean[c]), __fmul_rn(share, mean[c]));
+  next_var[c] = __fadd_rn(__fmul_rn(keep, running_var[c]), __fmul_rn(share_of_var, var[c]));
+}
+
 // y = (x − centre) · scale + offset, coefficients (examples, 3, channels).
 template <int V>
 __device__ __forceinline__ void normalise(const float* __restrict__ x,

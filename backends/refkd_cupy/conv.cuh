@@ -55,7 +55,9 @@ __device__ __forceinline__ Axis backward_axis(int targets, int kernel, int strid
 // left out. VECTOR = 4 copies 4 channels at a time and needs all counts of channels and the
 // address of the source to be multiples of 4 floats.
 // weight: (groups, kernel_height, kernel_width, channels of the source's group, weight_step),
-// weight_step >= the channels of the target's group, a multiple of 4, with zeros between.
+// weight_step >= the channels of the target's group, a multiple of 4, with zeros between. For
+// tensor cores that copy 4 channels at a time it has pairs together, (..., half the channels,
+// weight_step / 4, 2 channels of the source, 2 of the target).
 template <typename Product, int WARPS_M, int WARPS_N, int VECTOR>
 __device__ __forceinline__ void gather_product(
     const float* source, const float* weight, const float* bias, float* target, int batch,
@@ -65,14 +67,17 @@ __device__ __forceinline__ void gather_product(
     int backward, int splits) {
   constexpr int ROWS = WARPS_M * WARP_ROWS, COLUMNS = WARPS_N * Product::WIDTH;
   constexpr int THREADS = 32 * WARPS_M * WARPS_N, ENTRIES = DEPTH / VECTOR;
-  constexpr int B_STEP = COLUMNS + 8, A_SIZE = ROWS * ROW_STEP, SIZE = A_SIZE + DEPTH * B_STEP;
-  constexpr int B_RUNS = COLUMNS / 4;
+  constexpr int A_STEP = Product::ROW_STEP, B_STEP = COLUMNS + Product::PAD;
+  constexpr int A_SIZE = ROWS * A_STEP, SIZE = A_SIZE + DEPTH * B_STEP;
+  constexpr bool PAIRS = Product::PAIRS && VECTOR == 4;
+  // Floats of B to copy at a time, how many of each column, and how often a row
+  constexpr int RUN = Product::PAIRS && !PAIRS ? 1 : 4, DEEP = PAIRS ? 2 : 1;
+  constexpr int B_RUNS = COLUMNS * DEEP / RUN;
   static_assert(THREADS % ENTRIES == 0 && THREADS % B_RUNS == 0, "a thread copies of one column");
-  DYNAMIC_SHARED(float, stages);     // STAGES of A (ROWS, ROW_STEP) and B (DEPTH, B_STEP)
-  __shared__ int4 pixels[ROWS];      // first source row, column and offset; target pixel
-  __shared__ int4 steps[2][ENTRIES]; // source rows, columns and offset on; row of the weight
-  __shared__ Axis axes[2];           // here, and not in registers, is what only few threads need:
-  __shared__ int4 places[ENTRIES];   // channel, horizontal and vertical tap, first channel
+  DYNAMIC_SHARED(float, stages);  // STAGES of A (ROWS, A_STEP) and B (DEPTH, B_STEP)
+  // To each tap: source rows, columns and offset on; offset in the weight
+  int4* steps = (int4*)(stages + STAGES * SIZE);
+  __shared__ int4 pixels[ROWS];  // first source row, column and offset; target pixel
 
   int phases = backward ? stride_h * stride_w : 1;
   int group = blockIdx.y / phases, phase = blockIdx.y % phases;
@@ -88,7 +93,7 @@ __device__ __forceinline__ void gather_product(
   int first_column = blockIdx.x % column_tiles * COLUMNS;
   int count = v.count * h.count;
   if (first_pixel >= batch * count) return;  // of a phase that has fewer pixels than the first
-  weight += (int64)group * kernel_height * kernel_width * channels * weight_step;
+  int first_weight = group * kernel_height * kernel_width * channels / DEEP * weight_step;
 
   for (int r = threadIdx.x; r < ROWS; r += THREADS) {
     int m = first_pixel + r;
@@ -104,78 +109,78 @@ __device__ __forceinline__ void gather_product(
     pixels[r] = pixel;
   }
 
-  if (threadIdx.x == 0) axes[0] = v, axes[1] = h;
-  __syncthreads();
+  int taps = v.taps * h.taps;
+  for (int t = threadIdx.x; t < taps; t += THREADS) {
+    int tap_v = t / h.taps, tap_h = t % h.taps, down = tap_v * v.spread, right = tap_h * h.spread;
+    int of_weight =
+        (v.first_tap + tap_v * v.tap_step) * kernel_width + h.first_tap + tap_h * h.tap_step;
+    steps[t] = make_int4(down, right,
+                         (down * source_width + right) * source_channels + group * channels,
+                         of_weight * channels / DEEP * weight_step);
+  }
 
-  int tiles = (v.taps * h.taps * channels + DEPTH - 1) / DEPTH;
+  int tiles = (taps * channels + DEPTH - 1) / DEPTH;
   int each = (tiles + splits - 1) / splits, begin = min(tiles, (int)blockIdx.z * each);
   tiles = min(tiles, begin + each) - begin;
 
-  // The first threads walk over the taps and channels, DEPTH at a time, and note where they are:
-  // over all taps with DEPTH channels, where these are a multiple of it, for neighbouring taps see
-  // the same pixels; else over the channels with each tap.
-  if (threadIdx.x < ENTRIES) {
-    int i = begin * DEPTH + threadIdx.x * VECTOR;
-    int across = max(h.taps, 1), taps = max(v.taps, 1) * across;  // 0 where nothing is to be summed
-    bool taps_first = channels % DEPTH == 0;
-    int tap = taps_first ? i / DEPTH % taps : i / channels;
-    int channel = taps_first ? i / DEPTH / taps * DEPTH + i % DEPTH : i % channels;
-    places[threadIdx.x] = make_int4(channel, tap % across, tap / across, group * channels);
-  }
-  auto note = [&](int slot) {
-    if (threadIdx.x >= ENTRIES) return;
-    const Axis &v = axes[0], &h = axes[1];
-    int channels = source_channels / groups;
-    auto [channel, tap_h, tap_v, first_channel] = places[threadIdx.x];
-    int row = (v.first_tap + tap_v * v.tap_step) * kernel_width + h.first_tap + tap_h * h.tap_step;
-    int down = tap_v * v.spread, right = tap_h * h.spread;
-    steps[slot][threadIdx.x] =
-        tap_v < v.taps && channel < channels
-            ? make_int4(down, right,
-                        (down * source_width + right) * source_channels + first_channel + channel,
-                        row * channels + channel)
-            : make_int4(FAR, 0, 0, -1);
-    if (channels % DEPTH == 0) {
-      if (++tap_h >= h.taps) tap_h = 0, ++tap_v;
-      if (tap_v >= v.taps) tap_v = 0, channel += DEPTH;
+  // A thread copies of A always the same of the DEPTH channels, of taps that it walks along: over
+  // all taps with DEPTH channels, where these are a multiple of it, for neighbouring taps see the
+  // same pixels; else over the channels with each tap.
+  int first = begin * DEPTH + threadIdx.x % ENTRIES * VECTOR;
+  bool taps_first = channels % DEPTH == 0;
+  int tap = taps_first ? first / DEPTH % max(taps, 1) : first / channels;
+  int channel =
+      taps_first ? first / DEPTH / max(taps, 1) * DEPTH + first % DEPTH : first % channels;
+  __syncthreads();
+
+  auto copy = [&](int stage) {
+    int4 step = make_int4(FAR, 0, 0, -1);
+    if (tap < taps && channel < channels) {
+      step = steps[tap];
+      step.z += channel, step.w += channel / DEEP * weight_step;
+    }
+    float *a = stages + stage * SIZE, *b = a + A_SIZE;
+    int r = threadIdx.x / ENTRIES;
+    a += r * A_STEP + threadIdx.x % ENTRIES * VECTOR;
+    constexpr int ROWS_APART = THREADS / ENTRIES, EACH = ROWS / ROWS_APART;
+    constexpr int AT_ONCE = EACH < 4 ? EACH : 4;
+#pragma unroll 1
+    for (int j = 0; j < ROWS; j += AT_ONCE * ROWS_APART) {
+      int4 pixel[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) pixel[i] = pixels[j + i * ROWS_APART + r];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) {
+        bool inside = (unsigned)(pixel[i].x + step.x) < (unsigned)source_height &&
+                      (unsigned)(pixel[i].y + step.y) < (unsigned)source_width;
+        const float* from = source + (uint32)(inside ? pixel[i].z + step.z : 0);
+        if constexpr (Product::IS_FAST)
+          copy_cached<VECTOR>(a + (j + i * ROWS_APART) * A_STEP, from, inside);
+        else
+          cp_async<4 * VECTOR>(a + (j + i * ROWS_APART) * A_STEP, from, inside);
+      }
+    }
+    int k = threadIdx.x % THREADS / B_RUNS * DEEP, n = threadIdx.x % B_RUNS * RUN / DEEP;
+    int of_column = first_weight + (first_column + n) * DEEP;
+#pragma unroll 4
+    for (int j = 0; j < DEPTH; j += THREADS / B_RUNS * DEEP) {
+      int row = __shfl_sync(FULL_MASK, step.w, (j + k) / VECTOR);
+      bool inside = row >= 0 && (first_column + n) * DEEP < weight_step;
+      int from = row + (j + k) % VECTOR / DEEP * weight_step + of_column;
+      int to = Product::PAIRS ? place_in_pairs<B_STEP>(j + k, n)
+                              : Product::template place<B_STEP>(j + k, n);
+      cp_async<4 * RUN>(b + to, weight + (uint32)(inside ? from : 0), inside);
+    }
+    if (taps_first) {
+      if (++tap == taps) tap = 0, channel += DEPTH;
     } else {
-      for (channel += DEPTH; channel >= channels; channel -= channels)
-        if (++tap_h >= h.taps) tap_h = 0, ++tap_v;
-    }
-    places[threadIdx.x] = make_int4(channel, tap_h, tap_v, first_channel);
-  };
-  auto copy = [&](int stage, int slot) {
-    float* a = stages + stage * SIZE + threadIdx.x / ENTRIES * ROW_STEP +
-               threadIdx.x % ENTRIES * VECTOR;
-    int4 step = steps[slot][threadIdx.x % ENTRIES];
-#pragma unroll 4
-    for (int j = 0; j < ROWS; j += THREADS / ENTRIES) {
-      int4 pixel = pixels[j + threadIdx.x / ENTRIES];
-      bool inside = (unsigned)(pixel.x + step.x) < (unsigned)source_height &&
-                    (unsigned)(pixel.y + step.y) < (unsigned)source_width;
-      const float* from = source + (inside ? pixel.z + step.z : 0);
-      if constexpr (Product::IS_FAST)
-        copy_cached<VECTOR>(a + j * ROW_STEP, from, inside);
-      else
-        cp_async<4 * VECTOR>(a + j * ROW_STEP, from, inside);
-    }
-    int k = threadIdx.x / B_RUNS, n = threadIdx.x % B_RUNS * 4;
-    float* b = stages + stage * SIZE + A_SIZE + k * B_STEP + n;
-#pragma unroll 4
-    for (int j = 0; j < DEPTH; j += THREADS / B_RUNS) {
-      int row = steps[slot][(j + k) / VECTOR].w;
-      bool inside = row >= 0 && first_column + n < weight_step;
-      int from = inside ? (row + (j + k) % VECTOR) * weight_step + first_column + n : 0;
-      cp_async<16>(b + j * B_STEP, weight + from, inside);
+      for (channel += DEPTH; channel >= channels; channel -= channels) ++tap;
     }
   };
 
-  note(0);
   for (int t = 0; t < STAGES - 1; ++t) {
-    __syncthreads();
-    if (t < tiles) copy(t, t % 2);
+    if (t < tiles) copy(t);
     cp_async_commit();
-    note((t + 1) % 2);
   }
   Product product;
   product.clear();
@@ -185,11 +190,12 @@ __device__ __forceinline__ void gather_product(
   for (int t = 0; t < tiles; ++t) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // tile t is there for all, and nobody reads tile t − 1 any more
-    if (t + STAGES - 1 < tiles) copy(next, (t + STAGES - 1) % 2);
-    cp_async_commit();
-    note((t + STAGES) % 2);
     const float* a = stages + stage * SIZE;
-    product.add(a + a_row * ROW_STEP, a + A_SIZE + b_column);
+    const float* b = a + A_SIZE + b_column * (Product::PAIRS ? 2 : 1);
+    product.add(a + a_row * A_STEP, b, [&] {
+      if (t + STAGES - 1 < tiles) copy(next);
+      cp_async_commit();
+    });
     stage = stage + 1 < STAGES ? stage + 1 : 0;
     next = next + 1 < STAGES ? next + 1 : 0;
   }
@@ -223,13 +229,12 @@ __device__ __forceinline__ void weight_product(
     int dilation_h, int dilation_w, int splits) {
   constexpr int ROWS = WARPS_M * WARP_ROWS, COLUMNS = WARPS_N * Product::WIDTH;
   constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  constexpr int A_STEP = ROWS + 8, B_STEP = COLUMNS + 8;
+  constexpr int A_STEP = ROWS + Product::PAD, B_STEP = COLUMNS + Product::PAD;
   constexpr int A_SIZE = DEPTH * A_STEP, SIZE = A_SIZE + DEPTH * B_STEP;
   constexpr int A_RUNS = ROWS / A_VECTOR, B_RUNS = COLUMNS / B_VECTOR;
   static_assert(THREADS % A_RUNS == 0 && THREADS % B_RUNS == 0, "a thread copies of one column");
-  DYNAMIC_SHARED(float, stages);     // STAGES of A (DEPTH, A_STEP) and B (DEPTH, B_STEP)
-  __shared__ int4 pixels[2][DEPTH];  // first row, column and offset in x; offset in dy
-  __shared__ int4 places[DEPTH];     // column, row and image of a pixel of y, and which it is
+  DYNAMIC_SHARED(float, stages);       // STAGES of A (DEPTH, A_STEP) and B (DEPTH, B_STEP)
+  __shared__ int4 pixels[2][THREADS];  // first row, column and offset in x; offset in dy
 
   int group = blockIdx.y, inputs = channels / groups, outputs = y_channels / groups;
   int all_columns = kernel_height * kernel_width * inputs;
@@ -245,56 +250,65 @@ __device__ __forceinline__ void weight_product(
   int column = first_column + threadIdx.x % B_RUNS * B_VECTOR, tap = column / inputs;
   int down = column < all_columns ? tap / kernel_width * dilation_h : FAR / 2;
   int right = tap % kernel_width * dilation_w;
-  const float* x_of_column =
-      x + (int64)(tap / kernel_width * dilation_h * width + right) * channels + group * inputs +
-      column % inputs;
+  int of_column = (tap / kernel_width * dilation_h * width + right) * channels + group * inputs +
+                  column % inputs;
   int row = first_row + threadIdx.x % A_RUNS * A_VECTOR;
-  const float* dy_of_row = dy + group * outputs + row;
+  int of_row = group * outputs + row;
 
-  // The first threads walk over the pixels, DEPTH at a time, and note where they are.
-  if (threadIdx.x < DEPTH) {
-    int i = begin * DEPTH + threadIdx.x;
-    places[threadIdx.x] = make_int4(i % y_width, i / y_width % y_height, i / y_width / y_height, i);
-  }
-  auto note = [&](int slot) {
-    if (threadIdx.x >= DEPTH) return;
-    auto [q, p, image, pixel] = places[threadIdx.x];
+  // The threads note where so many pixels are, and then the same of the next, as tiles t = 0,
+  // TOGETHER, 2 TOGETHER, ... are begun.
+  constexpr int TOGETHER = THREADS / DEPTH;
+  auto note = [&](int t) {
+    int pixel = (begin + t) * DEPTH + threadIdx.x;
+    int q = pixel % y_width, p = pixel / y_width % y_height, image = pixel / y_width / y_height;
     int down = p * stride_h - padding_h, right = q * stride_w - padding_w;
-    pixels[slot][threadIdx.x] =
+    pixels[t / TOGETHER % 2][threadIdx.x] =
         pixel < all_pixels
             ? make_int4(down, right, ((image * height + down) * width + right) * channels,
                         pixel * y_channels)
             : make_int4(FAR, 0, 0, -1);
-    for (q += DEPTH; q >= y_width; q -= y_width)
-      if (++p >= y_height) p = 0, ++image;
-    places[threadIdx.x] = make_int4(q, p, image, pixel + DEPTH);
   };
-  auto copy = [&](int stage, int slot) {
-    int k = threadIdx.x / A_RUNS;
-    float* a = stages + stage * SIZE + k * A_STEP + threadIdx.x % A_RUNS * A_VECTOR;
-#pragma unroll 4
-    for (int j = 0; j < DEPTH; j += THREADS / A_RUNS) {
-      int at = pixels[slot][j + k].w;
-      bool inside = at >= 0 && row < outputs;
-      cp_async<4 * A_VECTOR>(a + j * A_STEP, inside ? dy_of_row + at : dy, inside);
+  auto copy = [&](int stage, int t) {
+    const int4* noted = pixels[0] + t % (2 * TOGETHER) * DEPTH;
+    float *a = stages + stage * SIZE, *b = a + A_SIZE;
+    int k = threadIdx.x / A_RUNS, m = threadIdx.x % A_RUNS * A_VECTOR;
+    constexpr int A_APART = THREADS / A_RUNS, A_AT_ONCE = A_APART < 4 ? 4 : DEPTH / A_APART;
+#pragma unroll 1
+    for (int j = 0; j < DEPTH; j += A_AT_ONCE * A_APART) {
+      int at[A_AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < A_AT_ONCE; ++i) at[i] = noted[j + i * A_APART + k].w;
+#pragma unroll
+      for (int i = 0; i < A_AT_ONCE; ++i) {
+        bool inside = at[i] >= 0 && row < outputs;
+        cp_async<4 * A_VECTOR>(a + Product::template place<A_STEP>(j + i * A_APART + k, m),
+                               dy + (uint32)(inside ? of_row + at[i] : 0), inside);
+      }
     }
     k = threadIdx.x / B_RUNS;
-    float* b = stages + stage * SIZE + A_SIZE + k * B_STEP + threadIdx.x % B_RUNS * B_VECTOR;
-#pragma unroll 4
-    for (int j = 0; j < DEPTH; j += THREADS / B_RUNS) {
-      int4 at = pixels[slot][j + k];
-      bool inside = (unsigned)(at.x + down) < (unsigned)height &&
-                    (unsigned)(at.y + right) < (unsigned)width;
-      cp_async<4 * B_VECTOR>(b + j * B_STEP, inside ? x_of_column + at.z : x, inside);
+    int n = threadIdx.x % B_RUNS * B_VECTOR;
+    constexpr int B_APART = THREADS / B_RUNS, B_AT_ONCE = B_APART < 4 ? 4 : DEPTH / B_APART;
+#pragma unroll 1
+    for (int j = 0; j < DEPTH; j += B_AT_ONCE * B_APART) {
+      int4 at[B_AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < B_AT_ONCE; ++i) at[i] = noted[j + i * B_APART + k];
+#pragma unroll
+      for (int i = 0; i < B_AT_ONCE; ++i) {
+        bool inside = (unsigned)(at[i].x + down) < (unsigned)height &&
+                      (unsigned)(at[i].y + right) < (unsigned)width;
+        cp_async<4 * B_VECTOR>(b + Product::template place<B_STEP>(j + i * B_APART + k, n),
+                               x + (uint32)(inside ? of_column + at[i].z : 0), inside);
+      }
     }
   };
 
+  static_assert(TOGETHER >= STAGES, "the first notes are of all tiles that are begun here");
   note(0);
+  __syncthreads();
   for (int t = 0; t < STAGES - 1; ++t) {
-    __syncthreads();
-    if (t < tiles) copy(t, t % 2);
+    if (t < tiles) copy(t, t);
     cp_async_commit();
-    note((t + 1) % 2);
   }
   Product product;
   product.clear();
@@ -306,18 +320,19 @@ __device__ __forceinline__ void weight_product(
   for (int t = 0; t < tiles; ++t) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
-    if (t + STAGES - 1 < tiles) copy(next, (t + STAGES - 1) % 2);
-    cp_async_commit();
-    note((t + STAGES) % 2);
     const float* a = stages + stage * SIZE;
-    product.add(a + a_row, a + A_SIZE + b_column);
+    product.add(a + a_row, a + A_SIZE + b_column, [&] {
+      if (t + STAGES - 1 < tiles) copy(next, t + STAGES - 1);
+      cp_async_commit();
+      if ((t + STAGES) % TOGETHER == 0) note(t + STAGES);
+    });
     if (sums_dy) {
 #pragma unroll
       for (int j = 0; j < (ROWS + THREADS - 1) / THREADS; ++j) {
         float sum = 0;
         int m = threadIdx.x + j * THREADS;
         if (m < ROWS)
-          for (int k = 0; k < DEPTH; ++k) sum += a[k * A_STEP + m];
+          for (int k = 0; k < DEPTH; ++k) sum += a[Product::template place<A_STEP>(k, m)];
         dy_sums[j] += sum;
       }
     }
@@ -354,8 +369,9 @@ __device__ __forceinline__ void weight_product(
       int target_width, int target_channels, int weight_step, int groups, int kernel_height,      \
       int kernel_width, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, \
       int dilation_w, int backward, int splits) {                                                 \
-    using Width = PRODUCT<false, ROW_STEP, 0>;                                                    \
-    gather_product<PRODUCT<false, ROW_STEP, N * Width::WIDTH + 8>, M, N, VECTOR>(                 \
+    using Any = PRODUCT<false, 0, 0>;                                                             \
+    using Product = PRODUCT<false, Any::ROW_STEP, N * Any::WIDTH + Any::PAD>;                     \
+    gather_product<Product, M, N, VECTOR>(                                                        \
         source, (const float*)weight, bias, target, batch, source_height, source_width,           \
         source_channels, target_height, target_width, target_channels, weight_step, groups,       \
         kernel_height, kernel_width, stride_h, stride_w, padding_h, padding_w, dilation_h,        \
@@ -368,8 +384,9 @@ __device__ __forceinline__ void weight_product(
       int width, int channels, int y_height, int y_width, int y_channels, int groups,             \
       int kernel_height, int kernel_width, int stride_h, int stride_w, int padding_h,             \
       int padding_w, int dilation_h, int dilation_w, int splits) {                                \
-    using Width = PRODUCT<true, 0, 0>;                                                            \
-    weight_product<PRODUCT<true, 64 * M + 8, N * Width::WIDTH + 8>, M, N, A_VECTOR, B_VECTOR>(    \
+    using Any = PRODUCT<true, 0, 0>;                                                              \
+    using Product = PRODUCT<true, WARP_ROWS * M + Any::PAD, N * Any::WIDTH + Any::PAD>;           \
+    weight_product<Product, M, N, A_VECTOR, B_VECTOR>(                                            \
         dy, x, sums, bias_sums, batch, height, width, channels, y_height, y_width, y_channels,    \
         groups, kernel_height, kernel_width, stride_h, stride_w, padding_h, padding_w,            \
         dilation_h, dilation_w, splits);                                                          \

@@ -36,6 +36,7 @@ Their rounding errors are those of float32, but infinity times anything is NaN t
 _FLOAT32 = np.dtype(np.float32)
 _MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 bits
 _MOST_BLOCKS = 65535  # along the second and third axes of a grid
+_MOST_TAPS = 2048  # of a kernel: what shared memory has a place for
 _DEPTH = 16  # terms of the sums in one step
 _STAGES = 3
 _FEW_TERMS = 64  # up to which tensor cores are not worth their rounding
@@ -44,12 +45,26 @@ _MANY_PARTS = 8
 
 _FMA, _THREE_TERMS, _TF32 = "conv_fma", "conv_tensor", "conv_tf32"
 
-# What the choice of a tile and of the number of parts goes by.
 _LEAST_STEPS, _MOST_PARTS = 4, 512  # of a part; of a sum
-_MICROSECONDS = {_FMA: 0.18, _THREE_TERMS: 0.09, _TF32: 0.045}  # of 64 × 32 × _DEPTH, in a full one
-_STEPS_TO_BEGIN = 4  # as long as this takes a block to begin and to end
-_FULL = 12  # tiles of 64 × 32 under way at a time that fill a multiprocessor
-_MICROSECONDS_OF_LAUNCH, _ENTRIES_PER_MICROSECOND = 2.0, 6e5
+
+
+class _Speed(NamedTuple):
+    """Microseconds of a step on an H100, by which a tile and the number of parts are chosen."""
+
+    product: float  # of 128 × 128, of a multiprocessor
+    copy: float  # of 128 rows and 128 columns, of a multiprocessor
+    alone: float  # what no step of a block takes less than
+    column: float  # and for each 32 columns of a warp
+
+
+_SPEEDS = {
+    _FMA: _Speed(0.97, 0.37, 0.32, 0.52),
+    _THREE_TERMS: _Speed(0.02, 0.50, 0.01, 0.82),
+    _TF32: _Speed(0.02, 0.36, 0.27, 0.30),
+}
+_OVERLAP = 1.2  # between 1, nothing of what blocks do at a time, and infinity
+_STEPS_TO_BEGIN = 1
+_MICROSECONDS_OF_PARTS, _ENTRIES_PER_MICROSECOND = 4.0, 1e6  # to write and to add them
 
 
 class _Tile(NamedTuple):
@@ -66,15 +81,21 @@ class _Tile(NamedTuple):
         return -(-rows // self.rows) * -(-columns // self.columns)
 
     def warps(self, stem: str) -> int:
-        return self.rows // 64 * (self.columns // (64 if self._is_wide(stem) else 32))
+        return self.rows // 64 * (self.columns // (32 * self.width(stem)))
+
+    def width(self, stem: str) -> int:
+        """Return how many times 32 columns a warp makes."""
+        return 2 if self.wide and stem != _FMA else 1
 
     def resident(self, stem: str) -> int:
         """Return how many of its blocks a multiprocessor holds at a time, as they are compiled."""
         warps = 16 if stem == _FMA else 8 if self.wide else 12
         return warps // self.warps(stem)
 
-    def _is_wide(self, stem: str) -> bool:
-        return self.wide and stem != _FMA
+    def shared(self, stem: str, by_rows: bool) -> int:
+        """Return how many bytes of shared memory the stages take, where A lies by rows or not."""
+        pads = (4 * self.rows if by_rows else 8 * _DEPTH) + 8 * _DEPTH if stem == _FMA else 0
+        return 4 * _STAGES * (_DEPTH * (self.rows + self.columns) + pads)
 
 
 def conv2d_forward(
@@ -172,8 +193,8 @@ def sizes(
         return None
     padded = math.prod(n + 2 * z for n, z in zip(g.input_size, g.padding, strict=True))
     entries = max(g.batch * padded * max(g.inputs, g.outputs), 4 * g.outputs * g.taps)
-    blocks = max(g.groups * math.prod(g.stride), math.prod(g.kernel_size))
-    return g if g.batch and entries <= _MOST_ENTRIES and blocks <= _MOST_BLOCKS else None
+    fits = entries <= _MOST_ENTRIES and math.prod(g.kernel_size) <= _MOST_TAPS
+    return g if g.batch and fits and g.groups * math.prod(g.stride) <= _MOST_BLOCKS else None
 
 
 def _as_pair(size: Size) -> Pair | None:
@@ -194,7 +215,7 @@ def forward(x: Array, weight: Array, bias: Array | None, g: ConvSizes) -> Array:
         return conv_depthwise.forward(x, weight, bias, g)
     y = device.empty((g.batch, *g.output_size, g.outputs))
     stem = _stem(g.taps)
-    packed = _packed_for_forward(weight, g, rounded=stem == _TF32)
+    packed = _packed_for_forward(stem, weight, g)
     _gather(stem, x, packed, bias, y, g, backward=False)
     return y
 
@@ -206,30 +227,39 @@ def backward_input(dy: Array, weight: Array, g: ConvSizes) -> Array:
         return conv_depthwise.backward_input(dy, weight, g)
     dx = device.empty((g.batch, *g.input_size, g.inputs))
     stem = _stem(g.outputs // g.groups * math.prod(g.kernel_size))
-    packed = _packed_for_backward(weight, g, rounded=stem == _TF32)
+    packed = _packed_for_backward(stem, weight, g)
     _gather(stem, dy, packed, None, dx, g, backward=True)
     return dx
 
 
-def _packed_for_forward(weight: Array, g: ConvSizes, *, rounded: bool) -> Array:
-    """Return the weight as (groups, taps, inputs, outputs of a group), these in fours."""
+def _packed_for_forward(stem: str, weight: Array, g: ConvSizes) -> Array:
+    """Return the weight as (groups, taps, inputs, outputs of a group), these in fours.
+
+    Inputs come in pairs, and in each outputs, where _are_pairs.
+    """
     outputs, inputs, taps = _of_a_group(g)
-    step = -(-outputs // 4) * 4
-    packed = device.empty((g.groups, taps, inputs, step))
+    step, pairs = -(-outputs // 4) * 4, _are_pairs(stem, inputs)
+    packed = device.empty((g.groups, taps, inputs // (1 + pairs), step * (1 + pairs)))
     grid = (-(-inputs * taps // 32), -(-step // 32), g.groups)
-    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, rounded))]
+    flags = stem == _TF32, pairs
+    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
     device.launch("conv_weight", "pack_for_forward", grid, (32, 8), arguments)
     return packed
 
 
-def _packed_for_backward(weight: Array, g: ConvSizes, *, rounded: bool) -> Array:
-    """Return the weight as (groups, taps, outputs, inputs of a group), these in fours."""
+def _packed_for_backward(stem: str, weight: Array, g: ConvSizes) -> Array:
+    """Return the weight as (groups, taps, outputs, inputs of a group), these in fours.
+
+    Outputs come in pairs, and in each inputs, where _are_pairs.
+    """
     outputs, inputs, taps = _of_a_group(g)
-    if taps == 1 and inputs % 4 == 0 and not rounded:
+    pairs, rounded = _are_pairs(stem, outputs), stem == _TF32
+    if taps == 1 and inputs % 4 == 0 and not (pairs or rounded):
         return at_vectors(weight).reshape(g.groups, 1, outputs, inputs)
     step = -(-inputs // 4) * 4
-    packed = device.empty((g.groups, taps, outputs, step))
-    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, rounded))]
+    packed = device.empty((g.groups, taps, outputs // (1 + pairs), step * (1 + pairs)))
+    flags = rounded, pairs
+    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
     device.launch("conv_weight", "pack_for_backward", (outputs, g.groups), 256, arguments)
     return packed
 
@@ -273,7 +303,8 @@ def _gather(
     phases = g.stride if backward else (1, 1)
     pixels = batch * -(-height // phases[0]) * -(-width // phases[1])
     columns, count = channels // g.groups, g.groups * phases[0] * phases[1]
-    terms = source.shape[3] // g.groups * g.kernel_size[0] * g.kernel_size[1]
+    taps = g.kernel_size[0] * g.kernel_size[1]
+    terms = source.shape[3] // g.groups * taps
     source, vector = at_vectors(source), _vector(source, g.groups)
     steps = -(-terms // (count // g.groups * _DEPTH))
     tile, parts = _choice(stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size)
@@ -288,7 +319,7 @@ def _gather(
         (tile.count(pixels, columns), count, parts),
         32 * tile.warps(stem),
         arguments,
-        shared=4 * _STAGES * (tile.rows * (_DEPTH + 4) + _DEPTH * (tile.columns + 8)),
+        shared=tile.shared(stem, by_rows=True) + 16 * taps,
     )
     if parts > 1:
         sum_parts(result, target, bias)
@@ -320,7 +351,7 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
         (tile.count(outputs, columns), g.groups, parts),
         32 * tile.warps(stem),
         arguments,
-        shared=4 * _STAGES * _DEPTH * (tile.rows + tile.columns + 16),
+        shared=tile.shared(stem, by_rows=False),
     )
     return sums, bias_sums
 
@@ -328,6 +359,11 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
 def _of_a_group(g: ConvSizes) -> tuple[int, int, int]:
     """Return the outputs and inputs of a group, and the taps of a kernel."""
     return g.outputs // g.groups, g.inputs // g.groups, g.kernel_size[0] * g.kernel_size[1]
+
+
+def _are_pairs(stem: str, channels: int) -> bool:
+    """Return whether products gathered from a group of so many channels want weights in pairs."""
+    return stem != _FMA and channels % 4 == 0
 
 
 def _vector(x: Array, groups: int) -> int:
@@ -360,18 +396,23 @@ def _choice(
 
     For ``count`` products of rows × columns whose results have ``entries`` altogether.
     """
+    speed = _SPEEDS[stem]
     most = max(1, min(steps // _LEAST_STEPS, _MOST_PARTS))
 
     def microseconds(choice: tuple[_Tile, int]) -> float:
         tile, parts = choice
         blocks = tile.count(rows, columns) * count * parts
-        of_the_busiest = -(-blocks // device.multiprocessors())
-        area = tile.rows * tile.columns // (64 * 32)
-        under_way = min(of_the_busiest, tile.resident(stem)) * area
-        rate = min(1.0, (_FULL / 2 + under_way) / (_FULL / 2 + _FULL)) / (1 + 0.3 / area)
-        work = of_the_busiest * area * (-(-steps // parts) + _STEPS_TO_BEGIN)
-        of_parts = _MICROSECONDS_OF_LAUNCH + (parts + 1) * entries / _ENTRIES_PER_MICROSECOND
-        return work * _MICROSECONDS[stem] / rate + (of_parts if parts > 1 else 0)
+        together, left = divmod(-(-blocks // device.multiprocessors()), tile.resident(stem))
+        share = (tile.rows * tile.columns / 128**2, (tile.rows + tile.columns) / 256)
+        work = speed.product * share[0] + speed.copy * share[1]
+        alone = speed.alone + speed.column * tile.width(stem)
+
+        def of_a_step(blocks: int) -> float:
+            return ((work * blocks) ** _OVERLAP + alone**_OVERLAP) ** (1 / _OVERLAP)
+
+        time = together * of_a_step(tile.resident(stem)) + (of_a_step(left) if left else 0)
+        of_parts = _MICROSECONDS_OF_PARTS + (parts + 1) * entries / _ENTRIES_PER_MICROSECOND
+        return time * (-(-steps // parts) + _STEPS_TO_BEGIN) + (of_parts if parts > 1 else 0)
 
     return min(itertools.product(tiles, range(1, most + 1)), key=microseconds)
 

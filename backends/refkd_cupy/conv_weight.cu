@@ -5,11 +5,18 @@ __device__ __forceinline__ float rounded(float x, int tf32) {
   return tf32 ? __uint_as_float(to_tf32(x)) : x;
 }
 
+// Where an entry lies in a matrix with rows of `step`: in tiles of 2 x 2 where it is in pairs.
+__device__ __forceinline__ int64 packed_at(int row, int column, int step, int pairs) {
+  int64 two_rows = (int64)(row / 2) * 2 * step;
+  return two_rows + (pairs ? column / 2 * 4 + row % 2 * 2 + column % 2 : row % 2 * step + column);
+}
+
 // packed (groups, taps, inputs, step) = weight (groups · outputs, inputs, taps), with zeros where
-// step > outputs, rounded to TF32 where asked: a transposition of (outputs, inputs · taps), by
-// tiles of 32 x 32. Blocks of 32 x 8 threads; grid: tiles of inputs · taps, tiles of step, groups.
+// step > outputs, rounded to TF32 or in pairs where asked: a transposition of
+// (outputs, inputs · taps), by tiles of 32 x 32. Blocks of 32 x 8 threads; grid: tiles of
+// inputs · taps, tiles of step, groups.
 extern "C" __global__ void pack_for_forward(const float* weight, float* packed, int outputs,
-                                            int inputs, int taps, int step, int tf32) {
+                                            int inputs, int taps, int step, int tf32, int pairs) {
   __shared__ float tile[32][33];
   int columns = inputs * taps, first = blockIdx.x * 32, first_output = blockIdx.y * 32;
   weight += (int64)blockIdx.z * outputs * columns;
@@ -23,22 +30,24 @@ extern "C" __global__ void pack_for_forward(const float* weight, float* packed, 
   for (int i = threadIdx.y; i < 32; i += 8) {
     int output = first_output + threadIdx.x, column = first + i;
     int row = column % taps * inputs + column / taps;
-    if (output < step && column < columns) 
-      packed[(int64)row * step + output] = rounded(tile[threadIdx.x][i], tf32);
+    if (output < step && column < columns)
+      packed[packed_at(row, output, step, pairs)] = rounded(tile[threadIdx.x][i], tf32);
   }
 }
 
 // packed (groups, taps, outputs, step) = weight (groups · outputs, inputs, taps), with zeros where
-// step > inputs, rounded to TF32 where asked. A block for each output; grid: outputs, groups.
+// step > inputs, rounded to TF32 or in pairs where asked. A block for each output; grid: outputs,
+// groups.
 extern "C" __global__ void pack_for_backward(const float* weight, float* packed, int outputs,
-                                             int inputs, int taps, int step, int tf32) {
+                                             int inputs, int taps, int step, int tf32,
+                                             int pairs) {
   int output = blockIdx.x, group = blockIdx.y;
   weight += ((int64)group * outputs + output) * inputs * taps;
-  packed += ((int64)group * taps * outputs + output) * step;
+  packed += (int64)group * taps * outputs * step;
   for (int i = threadIdx.x; i < taps * step; i += blockDim.x) {
     int tap = i / step, input = i % step;
     float value = input < inputs ? weight[(int64)input * taps + tap] : 0;
-    packed[(int64)tap * outputs * step + input] = rounded(value, tf32);
+    packed[packed_at(tap * outputs + output, input, step, pairs)] = rounded(value, tf32);
   }
 }
 

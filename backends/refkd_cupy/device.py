@@ -23,6 +23,7 @@ __all__ = [
     "asarray",
     "capture",
     "compile_source",
+    "copier",
     "copy",
     "dense",
     "empty",
@@ -40,6 +41,7 @@ __all__ = [
     "supports_tensor_cores",
     "synchronize",
     "to_numpy",
+    "view",
     "wait",
 ]
 
@@ -83,6 +85,24 @@ def copy(target: Any, origin: Any) -> None:
     """Queue a copy of memory between arrays of one size in C order, on the device or pinned."""
     addresses = [pointer(x) if is_array(x) else x.ctypes.data for x in (target, origin)]
     cupy.cuda.runtime.memcpyAsync(*addresses, target.nbytes, _ANY_WAY, stream())
+
+
+def copier(target: Array) -> Callable[[Array], None]:
+    """Return what queues copies into ``target``, of arrays of its shape, dtype and layout.
+
+    All that is known beforehand is looked up now; ``target`` fills its memory.
+    """
+    address, size, copy_memory = pointer(target), target.nbytes, cupy.cuda.runtime.memcpyAsync
+
+    def copy_from(origin: Array, _kept: Array = target) -> None:
+        copy_memory(address, origin.data.ptr, size, _ANY_WAY, stream())
+
+    return copy_from
+
+
+def view(room: Array, shape: tuple[int, ...], dtype: Any, offset: int) -> Array:
+    """Return an array in C order that lies in another's memory, ``offset`` bytes from its begin."""
+    return cupy.ndarray(shape, dtype, room.data + offset)
 
 
 def capture(
@@ -206,20 +226,42 @@ def launch(
         If an argument does not fit the kernel's declaration, or the grid does not fit a GPU.
     """
     grid, block = source.as_dimensions(grid), source.as_dimensions(block)
-    source.check_arguments(stem, name, arguments, is_array, pointer)
-    source.check_grid(name, grid, block)
     current = cupy.cuda.runtime.getDevice()
+    if not _fit(source.forms(stem, name), arguments, current):
+        _refuse_misfits(stem, name, arguments, current)
+    source.check_grid(name, grid, block)
+    function = _function(current, stem, name, shared > _STATIC_SHARED)
+    given = tuple([_NULL if argument is None else argument for argument in arguments])
+    function(grid, block, given, shared_mem=shared)
+
+
+def _fit(forms: Sequence[source.Form], arguments: Sequence[Any], current: int) -> bool:
+    """Return whether all is as it should be, as cheaply as that can be told."""
+    if len(arguments) != len(forms):
+        return False
+    for (is_pointer, dtype, kind, alignment), argument in zip(forms, arguments, strict=True):
+        if not is_pointer:
+            if type(argument) is not kind:
+                return False
+        elif argument is not None:
+            if type(argument) is not ARRAY or argument.dtype != dtype:
+                return False
+            memory = argument.data
+            if memory.ptr % alignment or memory.device_id != current:
+                return False
+            if not argument.flags.c_contiguous:
+                return False
+    return True
+
+
+def _refuse_misfits(stem: str, name: str, arguments: Sequence[Any], current: int) -> None:
+    """Raise ConfigError with what is wrong, if anything is."""
+    source.check_arguments(stem, name, arguments, is_array, pointer)
     for argument in arguments:
         if is_array(argument) and argument.device.id != current:
             raise ConfigError(
                 f"{name}: an array lies on device {argument.device.id}, and {current} is current"
             )
-    _kernel(current, stem, name, shared > _STATIC_SHARED)(
-        grid,
-        block,
-        tuple(_NULL if argument is None else argument for argument in arguments),
-        shared_mem=shared,
-    )
 
 
 def spread(count: int, *, each: int = 1) -> tuple[int, int]:
@@ -324,8 +366,8 @@ def _new_module(stem: str) -> Any:
 
 
 @functools.cache
-def _kernel(device: int, stem: str, name: str, has_much_shared: bool) -> Any:
+def _function(device: int, stem: str, name: str, has_much_shared: bool) -> Any:
     kernel = _module(device, stem).get_function(name)
     if has_much_shared:
         kernel.max_dynamic_shared_size_bytes = shared_limit() - kernel.shared_size_bytes
-    return kernel
+    return kernel.kernel  # what a call of it would look up each time

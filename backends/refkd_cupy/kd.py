@@ -10,11 +10,14 @@ from refkd.dispatch import Array
 from refkd.losses.reduction import divisor
 from refkd_cupy import device
 from refkd_cupy.operands import are_float32, is_number, is_positive
-from refkd_cupy.rows import cotangent, labels_of, launch_rows
+from refkd_cupy.rows import AT_ONCE, blocks_for, cotangent, labels_of, launch_rows
 
 __all__ = ["KERNELS"]
 
 _REDUCTIONS = ("batchmean", "mean", "sum")
+_THREADS, _ROWS = 256, 128  # of a block
+_NARROW, _STAGED = 16, 1024  # classes
+_FEW = 16  # rows for each multiprocessor
 _NO_LABELS = (None, np.int32(0))
 
 
@@ -38,13 +41,15 @@ def softmax_kd_forward(
     losses = device.empty((2 * batch,))
     outputs = [array.reshape(-1) for array in (q, s, t, losses)]
     scale = np.float32(1 / temperature)
-    launch_rows("kd", "kd_forward", batch, classes, [z, v, *given, scale, *outputs])
+    _launch_forward(batch, classes, [z, v, *given, scale, *outputs])
     terms = [device.empty(()) for _ in range(3)]
     count = divisor(reduction, examples=batch, elements=batch * classes)
     weights = [np.float64(hard_weight), np.float64(soft_weight), np.float64(count)]
     flat = [term.reshape(-1) for term in terms]
-    arguments = [losses, *flat, np.int64(batch), np.bool_(labels is not None), *weights]
-    device.launch("kd", "kd_terms", 1, 1024 if batch > 256 else 256, arguments)
+    pairs, summed = _few_pairs(losses, batch)
+    sizes = [np.int64(summed), np.int64(batch), np.bool_(labels is not None)]
+    kernel = "kd_terms_f32" if pairs is losses else "kd_terms_f64"
+    device.launch("kd", kernel, 1, 1024 if summed > 256 else 256, [pairs, *flat, *sizes, *weights])
     return (*terms, q, s, t)
 
 
@@ -73,6 +78,35 @@ def softmax_kd_backward(
     arguments = [*inputs, *given, hard, soft, *factor, dz.reshape(-1)]
     launch_rows("kd", "kd_backward", batch, classes, arguments)
     return dz
+
+
+def _launch_forward(rows: int, classes: int, arguments: list[Any]) -> None:
+    numbers = [np.int64(rows), np.int32(classes)]
+    if rows < _FEW * device.multiprocessors():
+        launch_rows("kd", "kd_forward", rows, classes, arguments)
+    elif classes <= _NARROW and classes % 4:  # where few neighbours fall on one bank
+        device.launch(
+            "kd", "kd_forward_few", -(-rows // _ROWS), _ROWS, [*arguments, *numbers],
+            shared=4 * 3 * classes * _ROWS,
+        )  # fmt: skip
+    elif _NARROW < classes <= _STAGED:
+        warps = _THREADS // 32
+        device.launch(
+            "kd", "kd_forward_staged", -(-rows // warps), _THREADS, [*arguments, *numbers],
+            shared=4 * 2 * classes * warps,
+        )  # fmt: skip
+    else:
+        launch_rows("kd", "kd_forward", rows, classes, arguments)
+
+
+def _few_pairs(losses: Array, rows: int) -> tuple[Array, int]:
+    """Return the rows' losses, or sums of them where one block would add them for long."""
+    if rows <= AT_ONCE:
+        return losses, rows
+    blocks = blocks_for(rows)
+    sums = device.empty((2 * blocks,), np.float64)
+    device.launch("kd", "kd_sums", blocks, _THREADS, [losses, sums, np.int64(rows)])
+    return sums, blocks
 
 
 def _given(

@@ -10,12 +10,13 @@ from refkd.dispatch import Array
 from refkd_cupy import device
 from refkd_cupy.operands import are_float32
 
-__all__ = ["cotangent", "labels_of", "launch_rows", "summed"]
+__all__ = ["AT_ONCE", "blocks_for", "cotangent", "labels_of", "launch_rows", "summed"]
 
 _THREADS = 256
 _NARROW, _WIDE, _VERY_WIDE = 16, 2048, 8192  # classes
 _SHARED_BY_FEW, _FEW = 256, 16  # classes; rows for each multiprocessor
 _FLOAT32 = np.dtype(np.float32)
+AT_ONCE = 8192  # values that one block adds
 _KINDS = "iu"
 
 
@@ -57,9 +58,21 @@ def labels_of(labels: Any, shape: tuple[int, ...]) -> list[Any] | None:
     return [device.dense(labels).reshape(-1).view(np.uint8), np.int32(width)]
 
 
+def blocks_for(count: int) -> int:
+    """Return how many blocks are to add more than AT_ONCE values, before one adds their sums."""
+    return min(-(-count // (8 * _THREADS)), 4 * device.multiprocessors())
+
+
 def summed(values: Array, divisor: int) -> Array:
     """Return the sum of flat values, float32 or float64, divided: a float32 array of shape ()."""
     total = device.empty(())
+    if values.dtype == _FLOAT32 and values.size > AT_ONCE:
+        blocks = blocks_for(values.size)
+        sums = device.empty((blocks,), np.float64)
+        device.launch(
+            "reduction", "part_sums", blocks, _THREADS, [values, sums, np.int64(values.size)]
+        )
+        values = sums
     kernel = "sum_f32" if values.dtype == _FLOAT32 else "sum_f64"
     arguments = [values, total.reshape(-1), np.int64(values.size), np.float64(divisor)]
     device.launch("reduction", kernel, 1, 1024, arguments)

@@ -16,7 +16,16 @@ import numpy as np
 
 from refkd.errors import ConfigError
 
-__all__ = ["Parameter", "as_dimensions", "check_arguments", "check_grid", "signature", "text"]
+__all__ = [
+    "Form",
+    "Parameter",
+    "as_dimensions",
+    "check_arguments",
+    "check_grid",
+    "forms",
+    "signature",
+    "text",
+]
 
 _FOLDER = Path(__file__).parent
 _INCLUDE = re.compile(r'^[ \t]*#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
@@ -64,6 +73,10 @@ class Parameter(NamedTuple):
     alignment: int
 
 
+# Of a parameter whether it is a pointer, its dtype, the type of its scalars, and the alignment.
+Form = tuple[bool, np.dtype[Any], type, int]
+
+
 @functools.cache
 def text(stem: str) -> str:
     """Return a source with what it includes from beside it in its place, each file once."""
@@ -100,6 +113,15 @@ def signature(stem: str, name: str) -> tuple[Parameter, ...]:
         known = ", ".join(declared)
         raise ConfigError(f"{stem}.cu: no kernel is named {name!r}, but {known}")
     return declared[max(fitting, key=len)]
+
+
+@functools.cache
+def forms(stem: str, name: str) -> tuple[Form, ...]:
+    """Return of a kernel's parameters what is compared at each launch."""
+    return tuple(
+        (parameter.is_pointer, parameter.dtype, parameter.dtype.type, parameter.alignment)
+        for parameter in signature(stem, name)
+    )
 
 
 @functools.cache
@@ -178,6 +200,8 @@ def _misfit(
 
 def as_dimensions(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
     """Return the sizes of a grid or a block as three."""
+    if type(sizes) is int:
+        return sizes, 1, 1
     given = sizes if isinstance(sizes, tuple) else (sizes,)
     x, y, z = (*map(int, given), 1, 1, 1)[:3]
     return x, y, z

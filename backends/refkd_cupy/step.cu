@@ -5,7 +5,8 @@
 #include "common.cuh"
 #include "optimizer.cuh"
 
-#define CHUNK 4096
+#define EACH 4  // entries of a thread, which are read at once
+#define CHUNK 1024
 
 __device__ __forceinline__ float* array_at(const long long* addresses, int i) {
   return (float*)addresses[i];
@@ -77,39 +78,64 @@ extern "C" __global__ void check_gradients(const long long* grads, const long lo
   if (__syncthreads_or(bad) && threadIdx.x == 0) flags[chunk.tensor] = 1;
 }
 
-// numbers = lr, momentum, decay, nesterov (0 or 1)
+// Entry k of a thread in its chunk; all of a warp are neighbours.
+__device__ __forceinline__ int64 entry_of(Chunk chunk, int k) {
+  return chunk.begin + k * (CHUNK / EACH) + threadIdx.x;
+}
+__device__ __forceinline__ void read(float (&entries)[EACH], const float* array, Chunk chunk) {
+#pragma unroll
+  for (int k = 0; k < EACH; k++)
+    entries[k] = entry_of(chunk, k) < chunk.end ? array[entry_of(chunk, k)] : 0;
+}
+__device__ __forceinline__ void write(float* array, const float (&entries)[EACH], Chunk chunk) {
+#pragma unroll
+  for (int k = 0; k < EACH; k++)
+    if (entry_of(chunk, k) < chunk.end) array[entry_of(chunk, k)] = entries[k];
+}
+
+// numbers = lr, momentum, decay, nesterov (0 or 1). CHUNK / EACH threads.
 extern "C" __global__ void update_by_sgd(const long long* params, const long long* grads,
                                          const long long* buffers, const long long* sizes,
                                          const int* tensors, const int* chunks, const int* flags,
                                          int count, const long long* terms, int term_count,
                                          const float* numbers) {
-  if (refused(flags, count, terms, term_count)) return;
-  SgdNumbers a{numbers[0], numbers[1], numbers[2], numbers[3] != 0};
   Chunk chunk = own_chunk(sizes, tensors, chunks);
-  float* w = array_at(params, chunk.tensor);
-  float* b = array_at(buffers, chunk.tensor);
-  const float* g = array_at(grads, chunk.tensor);
-  for (int64 i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x)
-    sgd(w[i], g[i], b[i], a);
+  float* param = array_at(params, chunk.tensor);
+  float* buffer = array_at(buffers, chunk.tensor);
+  float w[EACH], b[EACH], g[EACH];
+  read(w, param, chunk);
+  read(b, buffer, chunk);
+  read(g, array_at(grads, chunk.tensor), chunk);
+  SgdNumbers a{numbers[0], numbers[1], numbers[2], numbers[3] != 0};
+  if (refused(flags, count, terms, term_count)) return;
+  for (int k = 0; k < EACH; k++) sgd(w[k], g[k], b[k], a);
+  write(param, w, chunk);
+  write(buffer, b, chunk);
 }
 
-// numbers as adam_update takes them
+// numbers as adam_update takes them. CHUNK / EACH threads.
 extern "C" __global__ void update_by_adam(const long long* params, const long long* grads,
                                           const long long* first, const long long* second,
                                           const long long* sizes, const int* tensors,
                                           const int* chunks, const int* flags, int count,
                                           const long long* terms, int term_count,
                                           const float* numbers) {
-  if (refused(flags, count, terms, term_count)) return;
+  Chunk chunk = own_chunk(sizes, tensors, chunks);
+  float* param = array_at(params, chunk.tensor);
+  float* exp_avg = array_at(first, chunk.tensor);
+  float* exp_avg_sq = array_at(second, chunk.tensor);
+  float w[EACH], g[EACH], m[EACH], v[EACH];
+  read(w, param, chunk);
+  read(g, array_at(grads, chunk.tensor), chunk);
+  read(m, exp_avg, chunk);
+  read(v, exp_avg_sq, chunk);
   AdamNumbers a{numbers[0], numbers[1], numbers[2], numbers[3],
                 numbers[4], numbers[5], numbers[6], numbers[7]};
-  Chunk chunk = own_chunk(sizes, tensors, chunks);
-  float* w = array_at(params, chunk.tensor);
-  float* m = array_at(first, chunk.tensor);
-  float* v = array_at(second, chunk.tensor);
-  const float* g = array_at(grads, chunk.tensor);
-  for (int64 i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x)
-    adam(w[i], g[i], m[i], v[i], a);
+  if (refused(flags, count, terms, term_count)) return;
+  for (int k = 0; k < EACH; k++) adam(w[k], g[k], m[k], v[k], a);
+  write(param, w, chunk);
+  write(exp_avg, m, chunk);
+  write(exp_avg_sq, v, chunk);
 }
 
 // report = the terms, and the flags, which are lowered for the next step. One block.

@@ -10,9 +10,10 @@ is everything that does not fit.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from operator import is_
+from functools import partial
+from operator import is_, setitem
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ from refkd.nn.layer import Arrays
 from refkd.train.optim import SGD, Adam, AdamW
 from refkd.train.step import EagerStep, check_gradients, check_terms
 from refkd_cupy import device, settings
-from refkd_cupy.layout import empty_like, flat, is_dense, same_layout
+from refkd_cupy.layout import empty_like, is_dense
 from refkd_cupy.update import adam_numbers
 
 __all__ = ["CapturedStep", "compile_step"]
 
-_CHUNK = 4096  # entries a block takes, as step.cu has it
 _THREADS = 256
+_CHUNK = 4 * _THREADS  # entries a block takes, as step.cu has it
 _NUMBERS = 8  # that an optimiser takes, at most
 _MOST_GRAPHS, _MOST_CAPTURES = 4, 32
 _FLOAT32 = np.dtype(np.float32)
@@ -223,13 +224,18 @@ class _Graph:
         self._params = dict(params)
         self._kept = {name: optimizer_state[name] for name in optimizer_state}
         _check_step_count(optimizer, optimizer_state)
-        self._inputs = [None if x is None else _room_for(x) for x in batch[:3]]
+        rooms = [None if x is None else _room_for(x) for x in batch[:3]]
+        # For an array of the form that it was made for, each: what fills it.
+        self._loads = [
+            None if room is None else _load_of(room, x)
+            for room, x in zip(rooms, batch[:3], strict=True)
+        ]
         self._load(batch)
-        given = _Timeless(*self._inputs, batch.nominal_size)
+        given = _Timeless(*rooms, batch.nominal_size)
         # What changes from step to step: the optimiser's numbers, and dropout's seed.
         self._numbers = device.pinned((_NUMBERS + 2,), np.float32)
         self._numbers[...] = 0
-        self._seed = self._numbers.view(np.uint32)[_NUMBERS:]
+        self._seed = self._numbers[_NUMBERS:].view(np.uint64)
         self._numbers_on_device = device.empty(self._numbers.shape)
         self._draws = False
         self._state_in: dict[str, Array] = {}
@@ -269,12 +275,11 @@ class _Graph:
         optimizer_state: Mapping[str, Array],
     ) -> bool:
         """Return whether these are the arrays that the graph has the addresses of."""
-        constant = ((name, state.get(name)) for name in self._frozen_state)
         return (
             len(params) == len(self._params)
             and all(map(is_, map(params.get, self._params), self._params.values()))
             and all(map(is_, map(optimizer_state.get, self._kept), self._kept.values()))
-            and all(self._frozen_state[name] is array for name, array in constant)
+            and all(map(is_, map(state.get, self._frozen_state), self._frozen_state.values()))
             and len(state) == len(self._frozen_state) + len(self._state_in)
         )
 
@@ -294,8 +299,9 @@ class _Graph:
         numbers = _numbers(optimizer, optimizer_state, lr)
         self._numbers[: len(numbers)] = numbers
         if self._draws:
-            self._seed[...] = rng.integers(2**32, size=2, dtype=np.uint32)
+            self._seed[0] = rng.bit_generator.random_raw()  # the quickest to draw
         self._replay()
+        next_state = self._next_state(state)  # while the device works
         device.wait()
         values = self._report.tolist()
         terms = dict(zip(self._term_names, values, strict=False))
@@ -307,8 +313,9 @@ class _Graph:
             }
             check_gradients(refused, where)
         if "step" in optimizer_state:
-            optimizer_state["step"][...] += 1
-        return terms, self._next_state(state)
+            count = optimizer_state["step"]
+            np.add(count, 1, out=count)
+        return terms, next_state
 
     def _outputs(self, result: Any, grads: Arrays) -> list[Array]:
         state = [result.state[name] for name in self._state_in]
@@ -389,13 +396,7 @@ class _Graph:
 
     def _views(self, room: Array) -> list[Array]:
         """Return the arrays of the state that changes, as views of one piece of memory."""
-        memory = room.view(np.uint8)
-        return [
-            memory[at : at + int(np.prod(shape, dtype=int)) * dtype.itemsize]
-            .view(dtype)
-            .reshape(shape)
-            for shape, dtype, at in self._forms
-        ]
+        return [device.view(room, *form) for form in self._forms]
 
     def _end(self, optimizer: Any, *, warm_up: bool = False) -> None:
         """Queue check, update and report. To warm up, such that no array is read or written."""
@@ -418,19 +419,13 @@ class _Graph:
         device.copy(self._report, self._report_on_device)
 
     def _load(self, batch: Batch) -> None:
-        for room, given in zip(self._inputs, batch[:3], strict=True):
-            if room is None or given is None:
-                continue
-            if room.flags.c_contiguous and given.flags.c_contiguous:
-                device.copy(room, given)
-            elif same_layout(room, given):
-                device.copy(flat(room), flat(given))
-            else:
-                room[...] = given
+        for load, given in zip(self._loads, batch, strict=False):
+            if load is not None:
+                load(given)
 
     def _load_state(self, state: Mapping[str, Array]) -> None:
         returned = self._returned
-        if returned and all(state.get(name) is array for name, array in returned.items()):
+        if returned and all(map(is_, map(state.get, returned), returned.values())):
             device.copy(self._flat_in, self._returned_flat)
             return
         for name, room in self._state_in.items():
@@ -452,13 +447,17 @@ def _launch(kernel: str, blocks: int, arguments: list[Any]) -> None:
 
 
 def _form(array: Array | None) -> Any:
-    return None if array is None else (array.shape, array.strides, array.dtype)
+    return None if array is None else (type(array), array.shape, array.strides, array.dtype)
 
 
 def _room_for(x: Array) -> Array:
     if not device.is_array(x):
         raise _Unfit("a batch on the host")
     return empty_like(x) if is_dense(x) else device.empty(x.shape, x.dtype)
+
+
+def _load_of(room: Array, x: Array) -> Callable[[Array], None]:
+    return device.copier(room) if is_dense(x) else partial(setitem, room, ...)
 
 
 def _gradient(grad: Array) -> Array:

@@ -11,7 +11,7 @@ import cupy
 import numpy as np
 import torch
 
-from bench.gpu.timing import median_times, precision
+from bench.gpu.timing import Side, median_times, one_stream, precision
 
 __all__ = ["rows"]
 
@@ -47,15 +47,17 @@ def _device() -> dict[str, Any]:
 
 
 def _copy() -> dict[str, Any]:
-    source, target = (cupy.zeros(_COPIED_BYTES, np.uint8) for _ in range(2))
-    call = partial(target.data.copy_from_device_async, source.data, _COPIED_BYTES)
-    seconds = median_times({"copy": [call]})["copy"]
+    with one_stream():
+        source, target = (cupy.zeros(_COPIED_BYTES, np.uint8) for _ in range(2))
+        call = partial(target.data.copy_from_device_async, source.data, _COPIED_BYTES)
+        seconds = median_times({"copy": Side([call], False)})["copy"].captured
     return {"gbs": 2 * _COPIED_BYTES / 1e9 / seconds}
 
 
 def _matrix_rate(tf32: bool) -> dict[str, Any]:
     precision(tf32)
-    a, b = (torch.randn(_ORDER, _ORDER, device="cuda") for _ in range(2))
-    out = torch.empty_like(a)
-    seconds = median_times({"mm": [partial(torch.mm, a, b, out=out)]})["mm"]
+    with one_stream():
+        a, b = (torch.randn(_ORDER, _ORDER, device="cuda") for _ in range(2))
+        out = torch.empty_like(a)
+        seconds = median_times({"mm": Side([partial(torch.mm, a, b, out=out)], True)})["mm"].call
     return {"tflops": 2 * _ORDER**3 / 1e12 / seconds}

@@ -16,7 +16,7 @@ import cupy
 import torch
 import torch.nn.functional as F
 
-from bench.gpu.timing import host_seconds, median_times, precision
+from bench.gpu.timing import Side, median_times, one_stream, precision
 from bench.workloads import kernel_families as families
 from bench.workloads import kernels_refkd, kernels_torch
 from bench.workloads.kernels import Kernel
@@ -69,6 +69,13 @@ def rows() -> dict[str, Callable[[], dict[str, Any]]]:
 
 def _measure(kernel: Kernel) -> dict[str, Any]:
     """Verify a kernel and time it, with TF32 too where it multiplies."""
+    with one_stream():
+        result = _measured(kernel)
+    torch.cuda.empty_cache()  # of what graphs kept
+    return result
+
+
+def _measured(kernel: Kernel) -> dict[str, Any]:
     result: dict[str, Any] = {"gbyte": kernel.nbytes / 1e9, "gflop": kernel.flop / 1e9 or None}
     count = max(2, min(_MOST_COPIES, -(-_RING_BYTES // kernel.nbytes)))
     sets = [_draw(kernel, seed) for seed in range(count)]
@@ -87,20 +94,30 @@ def _measure(kernel: Kernel) -> dict[str, Any]:
 
 
 def _times(kernel: Kernel, sets: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    own = [_refkd_call(kernel, tensors) for tensors in sets]
-    sides: dict[str, Any] = {"refkd": own}
-    images = any(tensor.ndim == 4 for tensor in sets[0].values()) and len(kernel.layouts) > 1
-    for layout in ("channels_last", "contiguous") if images else ("contiguous",):
-        sides[layout] = [_torch_call(kernel, tensors, layout) for tensors in sets]
+    sides = {"refkd": Side([_refkd_call(kernel, tensors) for tensors in sets], False)}
+    for layout in _layouts(kernel, sets[0]):
+        calls = [_torch_call(kernel, tensors, layout) for tensors in sets]
+        sides[layout] = Side(calls, True)
     times = median_times(sides)
-    peer = min((name for name in times if name != "refkd"), key=times.__getitem__)
+    own = times.pop("refkd")
+    layout = min(times, key=lambda name: times[name].captured)
+    peer = times[layout]
     return {
-        "refkd_us": 1e6 * times["refkd"],
-        "peer_us": 1e6 * times[peer],
-        "ratio": times[peer] / times["refkd"],
-        "peer_layout": peer,
-        "host_us": 1e6 * host_seconds(own),
+        "refkd_us": 1e6 * own.captured,
+        "peer_us": 1e6 * peer.captured,
+        "ratio": peer.captured / own.captured,
+        "peer_layout": layout,
+        "refkd_call_us": 1e6 * own.call,
+        "peer_call_us": 1e6 * peer.call,
     }
+
+
+def _layouts(kernel: Kernel, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Return the memory formats that PyTorch is measured with."""
+    images = any(tensor.ndim == 4 for tensor in tensors.values()) and len(kernel.layouts) > 1
+    if images and not kernel.kernel.startswith("group_norm"):  # which PyTorch would copy first
+        return "channels_last", "contiguous"
+    return ("contiguous",)
 
 
 def _draw(kernel: Kernel, seed: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,9 @@ from typing import Any
 
 __all__ = ["line", "text"]
 
-_KERNEL_COLUMNS = ("kernel", "us", "torch us", "ratio", "of peak", "host us", "error")
+# Microseconds captured, on the device alone; and of a call, with the host's work.
+_KERNEL_COLUMNS = ("kernel", "us", "torch us", "ratio", "of peak", "call us", "torch call us")
+_KERNEL_COLUMNS += ("error",)
 _TRAINING_COLUMNS = ("step", "eager", "captured", "torch eager", "graphs", "x eager", "x graphs")
 
 
@@ -53,7 +55,8 @@ def _kernel_lines(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> list[l
                     f"{row[f'peer_us{suffix}']:.1f}",
                     f"{row[f'ratio{suffix}']:.2f}",
                     _of_peak(row, suffix, ceilings),
-                    f"{row[f'host_us{suffix}']:.0f}",
+                    f"{row[f'refkd_call_us{suffix}']:.0f}",
+                    f"{row[f'peer_call_us{suffix}']:.0f}",
                     f"{row[f'largest_error{suffix}']:.0e}",
                 ]
             )

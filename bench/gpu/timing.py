@@ -1,50 +1,105 @@
-"""How long calls take on the device, by events, and what the device can do at most."""
+"""How long calls take: captured, on the device alone, and one by one with the host's work."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import cupy
 import torch
 
-__all__ = ["host_seconds", "median_times", "precision"]
+from refkd_cupy import device
+
+__all__ = ["Side", "Times", "median_times", "one_stream", "precision"]
 
 _ROUNDS, _TURN_SECONDS, _MOST_CALLS = 5, 0.02, 200
+_CALLS_OF_A_GRAPH = 16  # at least: what launching it costs is shared
 
 Call = Callable[[], Any]
 
 
-def median_times(sides: dict[str, Sequence[Call]]) -> dict[str, float]:
-    """Return the seconds of a call of each side, the sides taking turns.
+class Side(NamedTuple):
+    """Calls that differ in their arrays, which together exceed the cache."""
 
-    The calls of a side are taken one after another, and differ in their arrays: together these
-    exceed the cache. Whatever is queued runs on the default stream.
+    calls: Sequence[Call]
+    is_torch: bool
+
+
+class Times(NamedTuple):
+    """Seconds of a call.
+
+    Attributes
+    ----------
+    captured : float
+        In a CUDA graph of many.
+    call : float
+        By itself after the one before, whether device or host is what takes long.
     """
+
+    captured: float
+    call: float
+
+
+@contextlib.contextmanager
+def one_stream() -> Iterator[None]:
+    """Let both sides queue what they do on the same stream, which can be captured."""
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
+        yield
+        stream.synchronize()
+
+
+def median_times(sides: dict[str, Side]) -> dict[str, Times]:
+    """Return how long a call of each side takes, the sides taking turns."""
+    works: dict[tuple[str, bool], tuple[Call, int]] = {}
+    for name, side in sides.items():
+        run = _in_turn(side.calls)
+        run()
+        works[name, False] = run, len(side.calls)
+        many = _in_turn([*side.calls] * -(-_CALLS_OF_A_GRAPH // len(side.calls)))
+        capture = _captured_by_torch if side.is_torch else _captured
+        works[name, True] = capture(many), len(many.args[0])
     counts = {}
-    for name, calls in sides.items():
-        for call in calls:
-            call()
-        once = _elapsed(calls, len(calls)) / len(calls)
-        counts[name] = max(len(calls), min(_MOST_CALLS, int(_TURN_SECONDS / max(once, 1e-6))))
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    for key, (work, calls) in works.items():
+        once = _elapsed(work, 1)
+        most = max(1, _MOST_CALLS // calls)
+        counts[key] = max(1, min(most, int(_TURN_SECONDS / max(once, 1e-6))))
+    found: dict[tuple[str, bool], list[float]] = {key: [] for key in works}
     for _ in range(_ROUNDS):
-        for name, calls in sides.items():
-            found[name].append(_elapsed(calls, counts[name]) / counts[name])
-    return {name: statistics.median(values) for name, values in found.items()}
+        for key, (work, calls) in works.items():
+            found[key].append(_elapsed(work, counts[key]) / counts[key] / calls)
+    medians = {key: statistics.median(values) for key, values in found.items()}
+    return {name: Times(medians[name, True], medians[name, False]) for name in sides}
 
 
-def host_seconds(calls: Sequence[Call], count: int = 50) -> float:
-    """Return what a call keeps the host busy, while the device works through the queue."""
-    cupy.cuda.Device().synchronize()
-    begin = time.perf_counter()
-    for i in range(count):
-        calls[i % len(calls)]()
-    seconds = time.perf_counter() - begin
-    cupy.cuda.Device().synchronize()
-    return seconds / count
+def _in_turn(calls: Sequence[Call]) -> partial[None]:
+    return partial(_run, calls)
+
+
+def _run(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()
+
+
+def _captured(work: Call) -> Call:
+    return device.capture(work, work)[1]
+
+
+def _captured_by_torch(work: Call) -> Call:
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()  # torch.cuda.graph collects garbage besides, which takes longest
+    try:
+        work()
+    finally:
+        graph.capture_end()
+    replay: Call = graph.replay
+    return replay
 
 
 def precision(tf32: bool) -> None:
@@ -57,12 +112,12 @@ def precision(tf32: bool) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def _elapsed(calls: Sequence[Call], count: int) -> float:
+def _elapsed(work: Call, count: int) -> float:
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     cupy.cuda.Device().synchronize()
     begin.record()
-    for i in range(count):
-        calls[i % len(calls)]()
+    for _ in range(count):
+        work()
     end.record()
     end.synchronize()
     return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3

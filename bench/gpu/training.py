@@ -1,9 +1,9 @@
 """Section ``training``: whole steps, by the kernels and captured, beside PyTorch's.
 
 The images lie on the device as bytes. A step takes its rows out of them, converts them, does
-forward, backward and Adam and fetches the loss; refkd's looks for NaN besides. Before a row is
-timed both sides take one step from the same weights, without dropout: loss, gradients and
-parameters agree.
+forward, backward and Adam and fetches the loss; refkd's looks for NaN besides. All this is in the
+graphs of both sides. Before a row is timed both sides take one step from the same weights, without
+dropout: loss, gradients and parameters agree.
 """
 
 from __future__ import annotations
@@ -142,9 +142,10 @@ class _Refkd:
 
     def __init__(self, base: str, data: _Data) -> None:
         side = importlib.import_module(module_of(base, "refkd")).open_side(base, "numpy", 1)
-        self.timed, self.checked = map(_without_blocks, (side.timed, side.verified))
         self.arrays = side.params, side.state
-        self.images, self.labels = map(cupy.from_dlpack, (data.images, data.labels))
+        stored = tuple(map(cupy.from_dlpack, (data.images, data.labels)))
+        self.timed: Any = _FromRows(_without_blocks(side.timed), *stored)
+        self.checked: Any = _FromRows(_without_blocks(side.verified), *stored)
         self.rows = [cupy.from_dlpack(rows) for rows in data.rows]
         self.batch_size = data.batch_size
         self.reason_against = ""
@@ -180,15 +181,37 @@ class _Refkd:
             yield
 
     def _batch(self, rows: Any) -> Batch:
-        stored = self.images.take(rows, axis=0)
-        images = pixels_to_float(stored, scale=SCALE, mean=(0.0,), std=(1.0,), dtype=np.float32)
-        return Batch(images, self.labels.take(rows), None, self.batch_size)
+        return Batch(rows, None, None, self.batch_size)
 
     def _moved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         params, state = (
             {name: cupy.asarray(array) for name, array in arrays.items()} for arrays in self.arrays
         )
         return params, state
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromRows:
+    """An objective whose batches are the rows that it takes out of the images."""
+
+    objective: Any
+    images: Any
+    labels: Any
+
+    @property
+    def networks(self) -> Any:
+        return self.objective.networks
+
+    @property
+    def learns(self) -> tuple[str, ...]:
+        return tuple(self.objective.learns)
+
+    def value_and_grad(self, params: Any, state: Any, batch: Batch, rng: Any) -> Any:
+        rows = batch.images
+        pixels = self.images.take(rows, axis=0)
+        images = pixels_to_float(pixels, scale=SCALE, mean=(0.0,), std=(1.0,), dtype=np.float32)
+        given = batch._replace(images=images, labels=self.labels.take(rows))
+        return self.objective.value_and_grad(params, state, given, rng)
 
 
 def _without_blocks(objective: Any) -> Any:

@@ -225,6 +225,20 @@ def copy(target: Any, origin: Any) -> None:
     _do(lambda: np.copyto(to, of))
 
 
+def copier(target: Any) -> Callable[[Any], None]:
+    def copy_from(origin: Any) -> None:
+        steps = [np.array(x.strides)[np.array(x.shape) > 1].tolist() for x in (origin, target)]
+        assert origin.shape == target.shape
+        assert steps[0] == steps[1]
+        _do(lambda: np.copyto(target, origin, casting="no"))
+
+    return copy_from
+
+
+def view(room: Any, shape: tuple[int, ...], dtype: Any, offset: int) -> Any:
+    return np.ndarray(shape, dtype, room, offset)
+
+
 def pinned(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.zeros(shape, dtype)
 
@@ -281,7 +295,7 @@ for _function in (
         shared_limit,
         spread,
     ),
-    *(capture, copy, pinned, pointer, stream, supports_tensor_cores, wait),
+    *(capture, copier, copy, pinned, pointer, stream, supports_tensor_cores, view, wait),
 ):
     setattr(host_device, _function.__name__, _function)
 host_device.synchronize = wait  # type: ignore[attr-defined]

@@ -194,6 +194,8 @@ def test_any_mistake_comes_to_what_the_reference_makes_of_it(override: Override)
 def check_mistakes(override: Override, all_calls: list[Call]) -> None:
     for call in all_calls:
         for mistake in mistaken(call):
+            if ends_elsewhere(override, mistake):
+                continue
             expected = outcome(reference, mistake)
             actual = outcome(override.results, mistake)
             if isinstance(expected, RefkdError):
@@ -202,6 +204,20 @@ def check_mistakes(override: Override, all_calls: list[Call]) -> None:
                 assert isinstance(actual, Exception), mistake
             else:
                 check_near(mistake, actual, expected)
+
+
+def ends_elsewhere(override: Override, mistake: Call) -> bool:
+    """Return whether an index is none of its plane, which nobody checks.
+
+    With NumPy it ends in another plane or an IndexError; a GPU, which cannot raise one, may leave
+    it out.
+    """
+    if override.kernel != "max_pool2d_backward" or override.backend.array_type is np.ndarray:
+        return False
+    indices, shape = mistake.arguments["indices"], mistake.arguments["input_shape"]
+    if "indices: ends with" not in mistake.label:
+        return False
+    return bool(((indices < 0) | (indices >= shape[2] * shape[3])).any())
 
 
 def outcome(function: Callable[[Call], Any], call: Call) -> Any:

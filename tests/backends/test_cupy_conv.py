@@ -272,12 +272,13 @@ def test_what_the_kernels_cannot_count_is_left_to_the_reference() -> None:
 MISTAKES = [
     ("  __syncthreads();  // tile t is there for all, and nobody reads tile t − 1 any more\n", ""),
     ("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();"),
-    ("    if (t < tiles) copy(t, t % 2);\n    cp_async_commit();\n    note((t + 1) % 2);",
-     "    if (t < tiles) copy(t, t % 2);\n    cp_async_commit();\n    note(t % 2);"),
+    ("note(0);\n  __syncthreads();", "note(0);"),
+    ("if ((t + STAGES) % TOGETHER == 0) note(t + STAGES);", ""),
     ("if (pixel < 0) return;", ""),
     ("pixel < all_pixels\n            ?", "true ?"),
     ("if (splits > 1) bias = nullptr;", ""),
-    ("__syncthreads();\n\n  int tiles", "\n  int tiles"),
+    ("  __syncthreads();\n\n  auto copy", "\n  auto copy"),
+    ("if (++tap == taps) tap = 0, channel += DEPTH;", "++tap;"),
 ]  # fmt: skip
 
 
@@ -287,6 +288,7 @@ def test_a_mistake_in_the_products_is_seen(mistake: tuple[str, str]) -> None:
     geometries = [
         ConvGeometry(3, 20, 36, (7, 9), (3, 3), (2, 1), (1, 1)),
         ConvGeometry(1, 5, 3, (6, 5), (2, 2)),
+        ConvGeometry(1, 32, 4, (4, 5), (2, 2)),
     ]
     text = source.text
     assert mistake[0] in text(FMA)

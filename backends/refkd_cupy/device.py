@@ -49,7 +49,6 @@ ARRAY = cupy.ndarray
 
 _THREADS = 256
 _OPTIONS = ("-std=c++17",)
-_STATIC_SHARED = 48 * 1024  # bytes; a kernel that is to have more must say so
 _NULL = np.uintp(0)
 _ANY_WAY = 4  # cudaMemcpyDefault
 
@@ -230,7 +229,7 @@ def launch(
     if not _fit(source.forms(stem, name), arguments, current):
         _refuse_misfits(stem, name, arguments, current)
     source.check_grid(name, grid, block)
-    function = _function(current, stem, name, shared > _STATIC_SHARED)
+    function = _function(current, stem, name, shared > 0)
     given = tuple([_NULL if argument is None else argument for argument in arguments])
     function(grid, block, given, shared_mem=shared)
 
@@ -366,8 +365,8 @@ def _new_module(stem: str) -> Any:
 
 
 @functools.cache
-def _function(device: int, stem: str, name: str, has_much_shared: bool) -> Any:
+def _function(device: int, stem: str, name: str, has_dynamic_shared: bool) -> Any:
     kernel = _module(device, stem).get_function(name)
-    if has_much_shared:
+    if has_dynamic_shared:  # with what is static it may come to more than 48 KiB, which takes this
         kernel.max_dynamic_shared_size_bytes = shared_limit() - kernel.shared_size_bytes
     return kernel.kernel  # what a call of it would look up each time

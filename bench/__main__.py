@@ -17,6 +17,7 @@ _COMMANDS = {
     "false-alarms": "right gradients, and how many the checker calls wrong",
     "checkers": "the checker beside those of PyTorch and JAX on the same errors",
     "gradcheck": "what a check costs: seconds, passes and memory",
+    "gpu": "the CuPy backend on a GPU, tested and measured beside PyTorch",
 }
 
 

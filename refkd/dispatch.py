@@ -34,6 +34,7 @@ __all__ = [
     "Backend",
     "Kernel",
     "available_backends",
+    "backend_of",
     "current_backend",
     "get_backend",
     "kernel",
@@ -402,3 +403,8 @@ def current_backend() -> Backend:
     """Return the backend that is selected here; the reference where none is."""
     selection = _scope.get() or _default
     return _NUMPY if selection is None else selection.backend
+
+
+def backend_of(x: Array) -> Backend:
+    """Return the loaded backend whose arrays ``x`` is one of; the reference for those of NumPy."""
+    return _by_array_type.get(type(x), _NUMPY)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refkd.dispatch import Array, current_backend, namespace
+from refkd.dispatch import Array, backend_of, current_backend, get_backend, namespace
 from refkd.distill.heads import as_heads
 from refkd.errors import ConfigError
 from refkd.nn.layer import Layer
@@ -72,8 +72,9 @@ def _in_blocks(
 ) -> Any:
     xp = namespace(images)
     shape, name = tuple(images.shape[1:]), images.dtype.name
-    backend = current_backend().name
-    places = _rows_like_the_first(network, block, shape, name, backend)  # type: ignore[arg-type]
+    backends = current_backend().name, backend_of(images).name
+    alike = _rows_like_the_first(network, block, shape, name, *backends)  # type: ignore[arg-type]
+    places = backend_of(images).asarray(alike)
     parts = []
     for start in range(0, max(1, images.shape[0]), len(places)):
         part = images[start : start + len(places)]
@@ -92,14 +93,18 @@ def _in_blocks(
 
 @functools.lru_cache(maxsize=64)
 def _rows_like_the_first(
-    network: Layer, block: int, shape: tuple[int, ...], dtype: str, backend: str
+    network: Layer, block: int, shape: tuple[int, ...], dtype: str, selected: str, owner: str
 ) -> NDArray[np.intp]:
     """Return the rows of a block in which an image has the same logits as in row 0.
 
-    The backend is the selected one: another sums in another order.
+    The backends are the selected one and the images': another sums in another order.
     """
+    backend = get_backend(owner)
     rng = np.random.default_rng(0)
-    params, state = network.init(rng, dtype=np.dtype(dtype).type)
+    params, state = (
+        {name: backend.asarray(array) for name, array in arrays.items()}
+        for arrays in network.init(rng, dtype=np.dtype(dtype).type)
+    )
 
     def heads_of(rows: Array) -> tuple[Array, ...]:
         return as_heads(network.infer(params, state, rows))
@@ -107,12 +112,12 @@ def _rows_like_the_first(
     alike = np.ones(block, bool)
     for _ in range(_PROBES):  # a few, because another order may round to the same bits
         image = rng.standard_normal(shape).astype(dtype)
-        rows = np.ascontiguousarray(np.broadcast_to(image, (block, *shape)))
+        rows = backend.asarray(np.ascontiguousarray(np.broadcast_to(image, (block, *shape))))
         together = heads_of(rows)
         for logits in together:
-            alike &= (logits == logits[0]).all(axis=1)
+            alike &= backend.to_numpy((logits == logits[0]).all(axis=1))
     rows[1:] = 0
-    if any((a[0] != b[0]).any() for a, b in zip(heads_of(rows), together, strict=True)):
+    if any(bool((a[0] != b[0]).any()) for a, b in zip(heads_of(rows), together, strict=True)):
         raise ConfigError(
             "frozen_logits: in evaluation the network's logits for an image depend on the rest "
             "of the batch, so they cannot be computed apart (batch norm without running "

@@ -172,8 +172,9 @@ class Supervised:
                 )
             )
         # L = Σ_h w_h CE_h, so each head's cotangent is w_h times its own gradient.
-        terms = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
+        terms = {"loss": losses[0]}
         if self.head_weights:
+            terms = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
             terms |= {f"head{number}": loss for number, loss in enumerate(losses, 1)}
         dy = tuple(cotangents) if isinstance(outputs, tuple) else cotangents[0]
         _, grads = self.network.backward(own, cache, dy, need_dx=False)

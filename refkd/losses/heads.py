@@ -62,8 +62,12 @@ def kd_heads_forward(
         term, kept = kd_forward(student_logits, logits, None if head else labels, specs[head])
         terms.append(term)
         saved.append(kept)
-    soft = sum(weight * term.soft for weight, term in zip(weights, terms, strict=True))
-    return KDTerms(sum(term.loss for term in terms), terms[0].hard, soft), tuple(saved)
+    softs = [
+        term.soft if weight == 1 else weight * term.soft
+        for weight, term in zip(weights, terms, strict=True)
+    ]
+    loss = _total([term.loss for term in terms])
+    return KDTerms(loss, terms[0].hard, _total(softs)), tuple(saved)
 
 
 def kd_heads_backward(
@@ -101,10 +105,17 @@ def kd_heads_backward(
     beside the networks they come from.
     """
     _, specs = _by_head(spec, tuple(head_weights))
-    return sum(
-        kd_backward(dloss, kept, None if head else labels, specs[head])
-        for head, kept in enumerate(saved)
+    return _total(
+        [
+            kd_backward(dloss, kept, None if head else labels, specs[head])
+            for head, kept in enumerate(saved)
+        ]
     )
+
+
+def _total(values: list[Array]) -> Array:
+    """Return the sum, of one value the value itself: on a GPU each sum is a launch."""
+    return sum(values[1:], values[0])
 
 
 @functools.lru_cache(maxsize=64)  # making a spec costs as much as a small loss

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refkd.dispatch import Array
+from refkd.dispatch import Array, namespace
 from refkd.errors import ConfigError, check_unit_interval
 from refkd.nn.layer import Arrays, Layer, check_no_taps
 from refkd.ops.dropout import dropout_backward, dropout_forward
@@ -51,7 +51,7 @@ class Dropout(Layer):
                 "Dropout.forward: train=True needs rng, a numpy.random.Generator; got None"
             )
         # Always float32 draws: the mask depends on the seed, not on the precision of x.
-        mask = rng.random(x.shape, dtype=np.float32) >= self.p
+        mask = namespace(x).asarray(rng.random(x.shape, dtype=np.float32) >= self.p)
         return dropout_forward(x, mask, p=self.p), DropoutCache(mask)
 
     def backward(

@@ -13,7 +13,11 @@ from refkd.dispatch import Array, namespace
 from refkd.errors import ConfigError, check_positive, check_unit_interval
 from refkd.nn.checks import check_counts, check_switch
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
-from refkd.ops.batch_norm import batch_norm_backward, batch_norm_forward
+from refkd.ops.batch_norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    running_statistics,
+)
 from refkd.ops.group_norm import group_norm_backward, group_norm_forward
 from refkd.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from refkd.ops.window import check_images
@@ -147,12 +151,18 @@ class BatchNorm2d(Layer):
     def next_state(self, state: Mapping[str, Array], cache: BatchNorm2dCache) -> Arrays:
         if not self.track_running_stats or not cache.batch_statistics:
             return dict(state)
-        keep, share = 1 - self.momentum, self.momentum
-        n = math.prod(cache.x.shape) // self.num_features
+        mean, var = running_statistics(
+            state["running_mean"],
+            state["running_var"],
+            cache.mean,
+            cache.var,
+            momentum=self.momentum,
+            count=math.prod(cache.x.shape) // self.num_features,
+        )
         tracked = state["num_batches_tracked"]
         return {
-            "running_mean": keep * state["running_mean"] + share * cache.mean,
-            "running_var": keep * state["running_var"] + share * n / (n - 1) * cache.var,
+            "running_mean": mean,
+            "running_var": var,
             # A sum of two numbers is a scalar in NumPy, and the state holds arrays.
             "num_batches_tracked": namespace(tracked).asarray(tracked + 1),
         }

@@ -23,6 +23,7 @@ from refkd.ops.batch_norm import (
     batch_norm_backward,
     batch_norm_backward_stepwise,
     batch_norm_forward,
+    running_statistics,
 )
 from refkd.ops.conv import (
     conv2d_backward,
@@ -87,6 +88,7 @@ __all__ = [
     "pixels_to_float",
     "relu_backward",
     "relu_forward",
+    "running_statistics",
     "sgd_update",
     "sigmoid_backward",
     "sigmoid_forward",

@@ -1,6 +1,6 @@
 """Batch norm over all axes but the channels', forward and backward.
 
-The running statistics are the layer's: these kernels read them and never update them.
+The running statistics are the layer's: these kernels read them, and return others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from refkd.ops.moments import (
     spatial_sum,
 )
 
-__all__ = ["batch_norm_backward", "batch_norm_backward_stepwise", "batch_norm_forward"]
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_backward_stepwise",
+    "batch_norm_forward",
+    "running_statistics",
+]
 
 
 @kernel
@@ -201,6 +206,53 @@ def batch_norm_backward_stepwise(
     dmean = -total(dc)  # c = x − μ
     dx = dc + spread(dmean / count)  # μ = Σ x / M
     return dx, dweight, dbias
+
+
+@kernel(pair=None, reason="statistics for evaluation; no gradient passes through them")
+def running_statistics(
+    running_mean: Array,
+    running_var: Array,
+    mean: Array,
+    var: Array,
+    *,
+    momentum: float,
+    count: int,
+) -> tuple[Array, Array]:
+    """Return the running statistics after a batch, with its *unbiased* variance.
+
+    Parameters
+    ----------
+    running_mean, running_var : array, shape (C,)
+        Before the batch.
+    mean, var : array, shape (C,)
+        As :func:`batch_norm_forward` returns them.
+    momentum : float
+        Share of the batch.
+    count : int, at least 2
+        n, the values of a channel in the batch.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If shapes differ or dtypes are mixed.
+
+    Notes
+    -----
+    As in PyTorch::
+
+        running_mean ← (1 − momentum) running_mean + momentum mean
+        running_var  ← (1 − momentum) running_var  + momentum var · n/(n − 1)
+    """
+    where = "running_statistics"
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    statistics |= {"mean": mean, "var": var}
+    check_float_dtypes(where, **statistics)
+    check_same_shape(where, **statistics)
+    keep = 1 - momentum
+    return (
+        keep * running_mean + momentum * mean,
+        keep * running_var + momentum * count / (count - 1) * var,
+    )
 
 
 def _values_per_channel(where: str, x: Array) -> int:

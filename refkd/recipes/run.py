@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from refkd.data.augment import Transform
 from refkd.data.dataset import Dataset, Split, to_batch
 from refkd.data.loader import batches
-from refkd.dispatch import Array
+from refkd.dispatch import Array, current_backend
 from refkd.distill.frozen import frozen_logits
 from refkd.distill.logit import LogitDistillation
 from refkd.distill.objective import Objective, Supervised, select
@@ -254,6 +254,11 @@ class RecipeRun:
         if batch_size not in self._stored:
             images, normalization = self.dataset.train.images, self.dataset.normalization
             dtype = next(iter(teacher.params.values())).dtype
+            backend = current_backend()
+            params, state = (
+                {name: backend.asarray(array) for name, array in arrays.items()}
+                for arrays in (teacher.params, teacher.state)
+            )
             step = batch_size * max(1, _VALUES // math.prod(images.shape[1:]) // batch_size)
             rows = [
                 np.arange(start, min(start + step, len(images)))
@@ -263,14 +268,14 @@ class RecipeRun:
                 blocks = [
                     frozen_logits(
                         teacher.network,
-                        teacher.params,
-                        teacher.state,
-                        to_batch(block, normalization, dtype),
+                        params,
+                        state,
+                        to_batch(backend.asarray(block), normalization, dtype),
                         block=batch_size,
                     )
                     for block in stored
                 ]
-            self._stored[batch_size] = np.concatenate(blocks)
+            self._stored[batch_size] = np.concatenate(list(map(backend.to_numpy, blocks)))
         return self._stored[batch_size]
 
     def _resumed(self, name: str, seed: int, spec: NetworkSpec, plan: _Plan) -> Progress | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from refkd.data.dataset import Normalization, to_batch
 from refkd.data.loader import batches
-from refkd.dispatch import Array
+from refkd.dispatch import Array, backend_of, current_backend
 from refkd.errors import NonFiniteError
 from refkd.nn.layer import Layer
 from refkd.ops.softmax import softmax_forward
@@ -35,6 +35,7 @@ def evaluate_logits(
     ----------
     network : Layer
     params, state : mapping of str to array
+        Those of NumPy are moved to the selected backend.
     images : array, shape (N, ...), uint8 or floating
         As the data set stores them.
     normalization : Normalization
@@ -42,7 +43,7 @@ def evaluate_logits(
 
     Returns
     -------
-    logits : array, shape (N, C), in the dtype of the parameters
+    logits : NumPy array, shape (N, C), in the dtype of the parameters
         Of the first head, where the network has several.
 
     Raises
@@ -50,15 +51,20 @@ def evaluate_logits(
     NonFiniteError
         If a logit is NaN or infinite.
     """
-    dtype = next(iter(params.values())).dtype
+    first = next(iter(params.values()))
+    backend = current_backend() if isinstance(first, np.ndarray) else backend_of(first)
+    params, state = (
+        {n: backend.asarray(a) for n, a in arrays.items()} for arrays in (params, state)
+    )
+    dtype = first.dtype
     step = max(1, min(_ROWS, _VALUES // math.prod(images.shape[1:])))
     blocks = [np.arange(i, min(i + step, len(images))) for i in range(0, len(images), step)]
     outputs = []
     with closing(batches(images, blocks or [np.arange(0)], (), np.random.default_rng)) as stored:
         for block in stored:
-            batch = to_batch(block, normalization, dtype)
+            batch = to_batch(backend.asarray(block), normalization, dtype)
             logits = network.infer(params, state, batch)
-            outputs.append(logits[0] if isinstance(logits, tuple) else logits)
+            outputs.append(backend.to_numpy(logits[0] if isinstance(logits, tuple) else logits))
     result = np.concatenate(outputs)
     if not np.isfinite(result).all():
         raise NonFiniteError(

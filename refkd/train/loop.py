@@ -15,7 +15,7 @@ import numpy as np
 from refkd.data.augment import Transform
 from refkd.data.dataset import Normalization, Split, to_batch
 from refkd.data.loader import batches
-from refkd.dispatch import Array
+from refkd.dispatch import Array, Backend, current_backend
 from refkd.distill.objective import Batch, select
 from refkd.distill.stage import Stage
 from refkd.errors import ConfigError
@@ -104,6 +104,9 @@ def train(
 ) -> Progress:
     """Train from where ``progress`` stands to the end of the last stage.
 
+    The arrays are those of the selected backend meanwhile, also those that ``evaluate`` and
+    ``monitor`` are given, and NumPy's again when it ends, however it ends.
+
     Parameters
     ----------
     stages : sequence of Stage
@@ -129,23 +132,30 @@ def train(
         If a stage names a network that does not exist, or keeps the best epoch and
         ``evaluate`` reports no ``validation_accuracy``.
     """
-    while progress.stage < len(stages):
-        stage = stages[progress.stage]
-        if progress.epoch == 0 and progress.step == 0:
-            _enter(stage, progress)
-        step = training_step(stage)
-        with limit_blas_threads(_useful_threads(stage, progress)):
-            while progress.epoch < stage.epochs:
-                _run_epoch(stage, step, progress, split, normalization, augment, monitor)
-                _close_epoch(stage, progress, len(split), evaluate, monitor)
-        if progress.average:
-            progress.params |= progress.average
-            progress.average = {}
-        if stage.keep == "best":
-            for kept in (progress.params, progress.state):
-                kept |= {name: array for name, array in progress.best.items() if name in kept}
-            progress.best, progress.best_score = {}, None
-        progress.stage, progress.epoch = progress.stage + 1, 0
+    backend = current_backend()
+    progress.move(backend.asarray)
+    try:
+        while progress.stage < len(stages):
+            stage = stages[progress.stage]
+            if progress.epoch == 0 and progress.step == 0:
+                _enter(stage, progress)
+            step = training_step(stage)
+            with limit_blas_threads(_useful_threads(stage, progress)):
+                while progress.epoch < stage.epochs:
+                    _run_epoch(
+                        stage, step, progress, split, normalization, augment, monitor, backend
+                    )
+                    _close_epoch(stage, progress, len(split), evaluate, monitor)
+            if progress.average:
+                progress.params |= progress.average
+                progress.average = {}
+            if stage.keep == "best":
+                for kept in (progress.params, progress.state):
+                    kept |= {name: array for name, array in progress.best.items() if name in kept}
+                progress.best, progress.best_score = {}, None
+            progress.stage, progress.epoch = progress.stage + 1, 0
+    finally:
+        progress.move(backend.to_numpy)
     return progress
 
 
@@ -187,10 +197,11 @@ def _run_epoch(
     normalization: Normalization,
     augment: Sequence[Transform],
     monitor: Monitor | None,
+    backend: Backend,
 ) -> None:
     steps = -(-len(split) // stage.batch_size)
     total = steps * stage.epochs
-    for batch in _batches(stage, progress, split, normalization, augment):
+    for batch in _batches(stage, progress, split, normalization, augment, backend):
         taken = progress.epoch * steps + progress.step
         terms, progress.state = step(
             progress.params,
@@ -216,6 +227,7 @@ def _batches(
     split: Split,
     normalization: Normalization,
     augment: Sequence[Transform],
+    backend: Backend,
 ) -> Iterator[Batch]:
     key: tuple[int | str, ...] = (*stage.objective.learns, progress.stage, progress.epoch)
     order = generator(progress.seed, Purpose.ORDER, *key).permutation(len(split))
@@ -230,9 +242,9 @@ def _batches(
     with closing(batches(split.images, rows_of, augment, generator_of)) as images:
         for step, (rows, stored) in enumerate(zip(rows_of, images, strict=True), progress.step):
             yield Batch(
-                to_batch(stored, normalization, dtype),
-                split.labels[rows],
-                None if logits is None else logits[rows].astype(dtype, copy=False),
+                to_batch(backend.asarray(stored), normalization, dtype),
+                backend.asarray(split.labels[rows]),
+                None if logits is None else backend.asarray(logits[rows].astype(dtype, copy=False)),
                 size,
                 progress.epoch,
                 step,

@@ -161,7 +161,7 @@ def global_norm(grads: Mapping[str, Array]) -> float:
     with np.errstate(over="ignore"):
         total = sum(_sum_of_squares(g) for g in grads.values())
     if math.isinf(total):  # squares overflow long before their root: scale them
-        largest = max(float(abs(g).max(initial=0)) for g in grads.values())
+        largest = max(float(abs(g).max()) for g in grads.values() if g.size)
         if 0 < largest < math.inf:
             return largest * math.sqrt(sum(_sum_of_squares(g / largest) for g in grads.values()))
     return math.sqrt(total)

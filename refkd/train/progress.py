@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from refkd.dispatch import Array
+from refkd.dispatch import Array, backend_of
 from refkd.errors import CheckpointError
 from refkd.nn.layer import Arrays
 
@@ -59,6 +59,15 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def move(self, move: Callable[[Array], Array]) -> None:
+        """Put in the place of every array what ``move`` makes of it; the steps count on the host.
+
+        The mappings are others then, and what is in the right place stays the same array.
+        """
+        for group in _GROUPS:
+            arrays = getattr(self, group).items()
+            setattr(self, group, {n: array if n == "step" else move(array) for n, array in arrays})
+
     def to_checkpoint(self, learns: tuple[str, ...]) -> tuple[Arrays, dict[str, str]]:
         """Return arrays and metadata for :func:`refkd.train.checkpoint.save_checkpoint`.
 
@@ -72,7 +81,7 @@ class Progress:
         for group in _GROUPS:
             for name, array in getattr(self, group).items():
                 if group in ("optimizer", "average", "best") or name.partition(".")[0] in learns:
-                    arrays[f"{group}/{name}"] = array
+                    arrays[f"{group}/{name}"] = backend_of(array).to_numpy(array)
         scalars = {
             "seed": self.seed,
             "best_score": self.best_score,

@@ -35,6 +35,8 @@ CONVERSIONS: list[dict[str, Any]] = [
     {"scale": 1 / 255, "mean": mean, "std": std}
     for mean, std in (((0.0,), (1.0,)), ((0.5,), (0.25,)), ((0.1, 0.2, 0.3), (0.4, 1.0, 0.6)))
 ]
+# The options of what keeps a batch norm's statistics; its positional arguments have one shape.
+STATISTICS: list[dict[str, Any]] = [{"momentum": 0.1, "count": 7}, {"momentum": 1.0, "count": 2}]
 # Parts of a backward, which every case of it runs.
 PARTS = {"conv2d_backward_input", "conv2d_backward_weight"}
 
@@ -91,11 +93,19 @@ def test_stored_images_become_inputs_on_the_device(
     assert_on_device_and_equal((convert(to_device(pixels), **options, dtype=dtype),), (expected,))
 
 
+@pytest.mark.parametrize("options", STATISTICS)
+def test_running_statistics_are_kept_on_the_device(options: dict[str, Any]) -> None:
+    kernel = registered_kernels()["running_statistics"].reference
+    arrays = np.random.default_rng(0).uniform(0.1, 1, (4, 5))
+    given = [to_device(array) for array in arrays]
+    assert_on_device_and_equal(kernel(*given, **options), kernel(*arrays, **options))
+
+
 def test_every_kernel_runs_on_the_device() -> None:
     ran = {f"{case.pair}_{way}" for case in all_cases() for way in ("forward", "backward")}
     kernels = registered_kernels().values()
     expected = {k.reference.__name__ for k in kernels if k.reference.__module__[:6] == "refkd."}
-    assert ran | UNPAIRED.keys() | PARTS | {"pixels_to_float"} == expected
+    assert ran | UNPAIRED.keys() | PARTS | {"pixels_to_float", "running_statistics"} == expected
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refkd.dispatch import Array, registered_kernels
 from refkd.testing.adapters.pair import by_name
 from refkd.testing.pairs import PairCase, all_cases
-from tests.arch.test_device import CONVERSIONS, UNPAIRED
+from tests.arch.test_device import CONVERSIONS, STATISTICS, UNPAIRED
 from tests.backends.large import LARGE
 
 __all__ = ["LAYOUTS", "PARTS", "Call", "call_of", "calls", "make", "pair_of", "reference"]
@@ -149,7 +149,7 @@ def _with_its_parameters(call: Call) -> Call:
 @functools.cache
 def _unpaired(seed: int) -> tuple[Call, ...]:
     rng = np.random.default_rng(seed)
-    return (*_updates(rng), *_conversions(rng))
+    return (*_updates(rng), *_conversions(rng), *_statistics(rng))
 
 
 def _updates(rng: np.random.Generator) -> Iterator[Call]:
@@ -175,6 +175,14 @@ def _conversions(rng: np.random.Generator) -> Iterator[Call]:
                 pixels = rng.integers(0, 256, shape).astype(stored)
                 arguments = {"pixels": pixels, **options, "dtype": "float64"}
                 yield Call("pixels_to_float", f"{stored} {shape}, {options}", arguments)
+
+
+def _statistics(rng: np.random.Generator) -> Iterator[Call]:
+    names = ("running_mean", "running_var", "mean", "var")
+    for options in STATISTICS:
+        for channels in (0, 1, 5, 300):
+            arrays = {name: rng.uniform(0.1, 1, channels) for name in names}
+            yield Call("running_statistics", f"{channels}, {options}", arrays | options)
 
 
 def _in_c_order(x: Arrays, move: Move) -> Array:

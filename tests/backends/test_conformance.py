@@ -86,7 +86,7 @@ def test_arguments_are_left_as_they_are_and_outputs_are_fresh(override: Override
             for i, output in enumerate(outputs):
                 for other in (*moved.arrays.values(), *outputs[:i]):
                     assert not namespace(output).may_share_memory(output, other), (call, layout)
-                assert output.flags.writeable
+                assert getattr(output.flags, "writeable", True)  # CuPy knows no other
 
 
 @in_all_surroundings
@@ -147,8 +147,10 @@ def test_complex_numbers_are_the_reference_s(override: Override) -> None:
         turned = call.map(lambda x: x * (1 + 1e-3j) if x.dtype.kind == "f" else x)
         for a, e in zip(override.results(turned), reference(turned), strict=True):
             assert (a is None) == (e is None)
-            if e is not None:
+            if e is not None and override.backend.array_type is np.ndarray:
                 np.testing.assert_array_equal(a, e, str(call), strict=True)
+            elif e is not None:  # the same reference, on a device that rounds its own way
+                np.testing.assert_allclose(a, e, 1e-9, 1e-9, err_msg=str(call), strict=True)
 
 
 def pair_cases() -> Iterator[tuple[str, PairCase]]:
@@ -192,6 +194,8 @@ def test_any_mistake_comes_to_what_the_reference_makes_of_it(override: Override)
 def check_mistakes(override: Override, all_calls: list[Call]) -> None:
     for call in all_calls:
         for mistake in mistaken(call):
+            if ends_elsewhere(override, mistake):
+                continue
             expected = outcome(reference, mistake)
             actual = outcome(override.results, mistake)
             if isinstance(expected, RefkdError):
@@ -200,6 +204,20 @@ def check_mistakes(override: Override, all_calls: list[Call]) -> None:
                 assert isinstance(actual, Exception), mistake
             else:
                 check_near(mistake, actual, expected)
+
+
+def ends_elsewhere(override: Override, mistake: Call) -> bool:
+    """Return whether an index is none of its plane, which nobody checks.
+
+    With NumPy it ends in another plane or an IndexError; a GPU, which cannot raise one, may leave
+    it out.
+    """
+    if override.kernel != "max_pool2d_backward" or override.backend.array_type is np.ndarray:
+        return False
+    indices, shape = mistake.arguments["indices"], mistake.arguments["input_shape"]
+    if "indices: ends with" not in mistake.label:
+        return False
+    return bool(((indices < 0) | (indices >= shape[2] * shape[3])).any())
 
 
 def outcome(function: Callable[[Call], Any], call: Call) -> Any:
@@ -222,6 +240,8 @@ def check_near(call: Call, actual: Any, expected: Any) -> None:
 
 @each_override
 def test_read_only_arrays_are_read_and_not_written(override: Override) -> None:
+    if override.backend.array_type is not np.ndarray:
+        pytest.skip("only arrays of NumPy can be read-only")
     for call in calls(override.kernel, large=False):
         moved = override.moved(call)
         for array in moved.arrays.values():

@@ -55,13 +55,14 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
 
 
 @pytest.fixture
-def small_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the test the training of large networks."""
-    monkeypatch.setattr(warm_up, "_NETWORKS", {"mlp": warm_up._NETWORKS["mlp"]})
+    small = {"mlp": warm_up._NETWORKS["mlp"], "vgg": {"blocks": ((4,), (4,)), "image_size": 32}}
+    monkeypatch.setattr(warm_up, "_NETWORKS", small)
 
 
 def test_every_kernel_runs_in_float32_and_in_two_layouts(
-    probe: Probe, small_network_alone: None
+    probe: Probe, small_networks_alone: None
 ) -> None:
     warm_up.warm_up(probe.backend)
     assert [name for name, calls in probe.calls.items() if not calls] == []
@@ -79,7 +80,7 @@ def test_a_network_of_every_family_is_trained() -> None:
 
 
 def test_doctor_says_how_long_it_took_and_then_what_it_always_says(
-    probe: Probe, small_network_alone: None, monkeypatch: pytest.MonkeyPatch, refkd: Any
+    probe: Probe, small_networks_alone: None, monkeypatch: pytest.MonkeyPatch, refkd: Any
 ) -> None:
     ready = {"numpy": None, "probe": None, "absent": "backend 'absent': nobody knows it"}
     monkeypatch.setattr(doctor, "available_backends", lambda: ready)

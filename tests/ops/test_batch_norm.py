@@ -17,6 +17,7 @@ from refkd.ops import (
     batch_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
+    running_statistics,
 )
 from refkd.testing.layouts import LAYOUTS
 from refkd.testing.tolerances import tolerance
@@ -438,3 +439,12 @@ def test_what_does_not_fit_together_is_refused() -> None:
         batch_norm_backward(np.ones((4, 3)), x, one, one, one, batch_statistics=True)
     with pytest.raises(DtypeError, match="dy float32"):
         batch_norm_backward(x.astype("f"), x, one, one, one, batch_statistics=True)
+
+
+def test_running_statistics_of_other_shapes_or_dtypes_are_refused() -> None:
+    one, other = np.ones(3, np.float32), np.ones(4, np.float32)
+    options = {"momentum": 0.1, "count": 5}
+    with pytest.raises(ShapeError, match=r"^running_statistics: "):
+        running_statistics(one, one, other, other, **options)
+    with pytest.raises(DtypeError, match=r"^running_statistics: "):
+        running_statistics(one, one, one, one.astype("d"), **options)

@@ -1,0 +1,434 @@
+"""Convolution as implicit matrix products: which kernel takes which shape, and in how many parts.
+
+Images are channels-last inside: an input that is not is copied, results are views of
+channels-last memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refkd.dispatch import Array
+from refkd.errors import RefkdError
+from refkd.ops.im2col import ConvSizes, conv_sizes
+from refkd.ops.window import Pair, Size, as_pair
+from refkd_cupy import conv_depthwise, device, settings
+from refkd_cupy.alignment import at_vectors
+from refkd_cupy.layout import as_images, channels_last
+from refkd_cupy.sums import sum_parts
+
+__all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes", "three_terms"]
+
+three_terms: bool = os.environ.get("REFKD_THREE_TERMS", "1") != "0"
+"""Whether tensor cores may make float32 products of three each, whose factors are TF32.
+
+Their rounding errors are those of float32, but infinity times anything is NaN to them.
+``REFKD_THREE_TERMS=0`` in the environment turns it off, as does
+``refkd_cupy.conv.three_terms = False``; then they are fused multiply-adds.
+"""
+
+_FLOAT32 = np.dtype(np.float32)
+_MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 bits
+_MOST_BLOCKS = 65535  # along the second and third axes of a grid
+_MOST_TAPS = 2048  # of a kernel: what shared memory has a place for
+_DEPTH = 16  # terms of the sums in one step
+_STAGES = 3
+_FEW_TERMS = 64  # up to which tensor cores are not worth their rounding
+_MOST_STEPS = 256  # in a part of the sum over pixels: longer sums lose accuracy
+_MANY_PARTS = 8
+
+_FMA, _THREE_TERMS, _TF32 = "conv_fma", "conv_tensor", "conv_tf32"
+
+_LEAST_STEPS, _MOST_PARTS = 4, 512  # of a part; of a sum
+
+
+class _Speed(NamedTuple):
+    """Microseconds of a step on an H100, by which a tile and the number of parts are chosen."""
+
+    product: float  # of 128 × 128, of a multiprocessor
+    copy: float  # of 128 rows and 128 columns, of a multiprocessor
+    alone: float  # what no step of a block takes less than
+    column: float  # and for each 32 columns of a warp
+
+
+_SPEEDS = {
+    _FMA: _Speed(0.97, 0.37, 0.32, 0.52),
+    _THREE_TERMS: _Speed(0.02, 0.50, 0.01, 0.82),
+    _TF32: _Speed(0.02, 0.36, 0.27, 0.30),
+}
+_OVERLAP = 1.2  # between 1, nothing of what blocks do at a time, and infinity
+_STEPS_TO_BEGIN = 1
+_MICROSECONDS_OF_PARTS, _ENTRIES_PER_MICROSECOND = 4.0, 1e6  # to write and to add them
+
+
+class _Tile(NamedTuple):
+    """The part of a product that a block makes.
+
+    A warp makes 64 × 32 of it, or 64 × 64 of a wide one on tensor cores.
+    """
+
+    rows: int
+    columns: int
+    wide: bool = False
+
+    def count(self, rows: int, columns: int) -> int:
+        return -(-rows // self.rows) * -(-columns // self.columns)
+
+    def warps(self, stem: str) -> int:
+        return self.rows // 64 * (self.columns // (32 * self.width(stem)))
+
+    def width(self, stem: str) -> int:
+        """Return how many times 32 columns a warp makes."""
+        return 2 if self.wide and stem != _FMA else 1
+
+    def resident(self, stem: str) -> int:
+        """Return how many of its blocks a multiprocessor holds at a time, as they are compiled."""
+        warps = 16 if stem == _FMA else 8 if self.wide else 12
+        return warps // self.warps(stem)
+
+    def shared(self, stem: str, by_rows: bool) -> int:
+        """Return how many bytes of shared memory the stages take, where A lies by rows or not."""
+        pads = (4 * self.rows if by_rows else 8 * _DEPTH) + 8 * _DEPTH if stem == _FMA else 0
+        return 4 * _STAGES * (_DEPTH * (self.rows + self.columns) + pads)
+
+
+def conv2d_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    arrays = (x, weight) if bias is None else (x, weight, bias)
+    g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or (bias is not None and bias.shape != (g.outputs,)):
+        return NotImplemented
+    return as_images(forward(channels_last(x), weight, bias, g))
+
+
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    need_dx: bool = True,
+) -> Any:
+    g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    gradient = channels_last(dy)
+    dweight, dbias = backward_weight(gradient, channels_last(x), g, need_dbias=True)
+    dx = as_images(backward_input(gradient, weight, g)) if need_dx else None
+    return dx, dweight, dbias
+
+
+def conv2d_backward_input(
+    dy: Array,
+    weight: Array,
+    *,
+    input_size: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    size = _as_pair(input_size)
+    if size is None or not _are_images(dy, weight) or not isinstance(groups, int):
+        return NotImplemented
+    x_shape = (dy.shape[0], weight.shape[1] * groups, *size)
+    g = sizes((dy, weight), x_shape, weight.shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    return as_images(backward_input(channels_last(dy), weight, g))
+
+
+def conv2d_backward_weight(
+    dy: Array,
+    x: Array,
+    *,
+    kernel_size: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    taps = _as_pair(kernel_size)
+    if taps is None or not _are_images(dy, x) or not isinstance(groups, int) or groups < 1:
+        return NotImplemented
+    weight_shape = (dy.shape[1], x.shape[1] // groups, *taps)
+    g = sizes((dy, x), x.shape, weight_shape, stride, padding, dilation, groups)
+    if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
+        return NotImplemented
+    return backward_weight(channels_last(dy), channels_last(x), g, need_dbias=False)[0]
+
+
+def sizes(
+    arrays: tuple[Array, ...],
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+) -> ConvSizes | None:
+    """Return the sizes, or None for what the reference serves, or refuses."""
+    if any(not device.is_array(a) or a.dtype != _FLOAT32 or a.size == 0 for a in arrays):
+        return None
+    try:
+        g = conv_sizes("", x_shape, weight_shape, stride, padding, dilation, groups)
+    except RefkdError:
+        return None
+    padded = math.prod(n + 2 * z for n, z in zip(g.input_size, g.padding, strict=True))
+    entries = max(g.batch * padded * max(g.inputs, g.outputs), 4 * g.outputs * g.taps)
+    fits = entries <= _MOST_ENTRIES and math.prod(g.kernel_size) <= _MOST_TAPS
+    return g if g.batch and fits and g.groups * math.prod(g.stride) <= _MOST_BLOCKS else None
+
+
+def _as_pair(size: Size) -> Pair | None:
+    try:
+        return as_pair("", "", size, 0)
+    except RefkdError:
+        return None
+
+
+def _are_images(*arrays: Array) -> bool:
+    return all(getattr(array, "ndim", 0) == 4 for array in arrays)
+
+
+def forward(x: Array, weight: Array, bias: Array | None, g: ConvSizes) -> Array:
+    """Return y (N, P, Q, K) of x (N, H, W, C)."""
+    weight, bias = device.dense(weight), None if bias is None else device.dense(bias)
+    if conv_depthwise.serves(g):
+        return conv_depthwise.forward(x, weight, bias, g)
+    y = device.empty((g.batch, *g.output_size, g.outputs))
+    stem = _stem(g.taps)
+    packed = _packed_for_forward(stem, weight, g)
+    _gather(stem, x, packed, bias, y, g, backward=False)
+    return y
+
+
+def backward_input(dy: Array, weight: Array, g: ConvSizes) -> Array:
+    """Return dx (N, H, W, C) of dy (N, P, Q, K)."""
+    weight = device.dense(weight)
+    if conv_depthwise.serves(g):
+        return conv_depthwise.backward_input(dy, weight, g)
+    dx = device.empty((g.batch, *g.input_size, g.inputs))
+    stem = _stem(g.outputs // g.groups * math.prod(g.kernel_size))
+    packed = _packed_for_backward(stem, weight, g)
+    _gather(stem, dy, packed, None, dx, g, backward=True)
+    return dx
+
+
+def _packed_for_forward(stem: str, weight: Array, g: ConvSizes) -> Array:
+    """Return the weight as (groups, taps, inputs, outputs of a group), these in fours.
+
+    Inputs come in pairs, and in each outputs, where _are_pairs.
+    """
+    outputs, inputs, taps = _of_a_group(g)
+    step, pairs = -(-outputs // 4) * 4, _are_pairs(stem, inputs)
+    packed = device.empty((g.groups, taps, inputs // (1 + pairs), step * (1 + pairs)))
+    grid = (-(-inputs * taps // 32), -(-step // 32), g.groups)
+    flags = stem == _TF32, pairs
+    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
+    device.launch("conv_weight", "pack_for_forward", grid, (32, 8), arguments)
+    return packed
+
+
+def _packed_for_backward(stem: str, weight: Array, g: ConvSizes) -> Array:
+    """Return the weight as (groups, taps, outputs, inputs of a group), these in fours.
+
+    Outputs come in pairs, and in each inputs, where _are_pairs.
+    """
+    outputs, inputs, taps = _of_a_group(g)
+    pairs, rounded = _are_pairs(stem, outputs), stem == _TF32
+    if taps == 1 and inputs % 4 == 0 and not (pairs or rounded):
+        return at_vectors(weight).reshape(g.groups, 1, outputs, inputs)
+    step = -(-inputs // 4) * 4
+    packed = device.empty((g.groups, taps, outputs // (1 + pairs), step * (1 + pairs)))
+    flags = rounded, pairs
+    arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
+    device.launch("conv_weight", "pack_for_backward", (outputs, g.groups), 256, arguments)
+    return packed
+
+
+def backward_weight(
+    dy: Array, x: Array, g: ConvSizes, *, need_dbias: bool
+) -> tuple[Array, Array | None]:
+    """Return dW (K, C / groups, kH, kW) of channels-last dy and x, and dbias if it is asked for."""
+    bias_sums = dbias = None
+    if conv_depthwise.serves(g):
+        sums, dbias = conv_depthwise.backward_weight(dy, x, g, need_dbias=need_dbias)
+    else:
+        sums, bias_sums = _weight_sums(dy, x, g, need_dbias)
+        dbias = device.empty((g.outputs,)) if need_dbias else None
+    _, inputs, taps = _of_a_group(g)
+    dweight = device.empty((g.outputs, inputs, *g.kernel_size))
+    parts = sums.shape[0]
+    grid: Any
+    if parts < _MANY_PARTS:
+        name, (grid, block) = "finish_weight", device.spread(dweight.size)
+    else:
+        name, grid, block = "finish_weight_of_many", -(-(dweight.size + g.outputs) // 32), (32, 8)
+    written = None if bias_sums is None else dbias
+    counts = map(np.int32, (g.outputs, inputs, taps, parts))
+    device.launch("conv_weight", name, grid, block, [sums, bias_sums, dweight, written, *counts])
+    return dweight, dbias
+
+
+def _gather(
+    stem: str,
+    source: Array,
+    packed: Array,
+    bias: Array | None,
+    target: Array,
+    g: ConvSizes,
+    *,
+    backward: bool,
+) -> None:
+    """Write y, or dx, a sum over the pixels of ``source`` that a kernel's taps meet."""
+    batch, height, width, channels = target.shape
+    phases = g.stride if backward else (1, 1)
+    pixels = batch * -(-height // phases[0]) * -(-width // phases[1])
+    columns, count = channels // g.groups, g.groups * phases[0] * phases[1]
+    taps = g.kernel_size[0] * g.kernel_size[1]
+    terms = source.shape[3] // g.groups * taps
+    source, vector = at_vectors(source), _vector(source, g.groups)
+    steps = -(-terms // (count // g.groups * _DEPTH))
+    tile, parts = _choice(stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size)
+    result = target if parts == 1 else device.empty((parts, *target.shape))
+    arguments = [source, packed, bias, result, *map(np.int32, (
+        *source.shape, *target.shape[1:], packed.shape[3], g.groups,
+        *g.kernel_size, *g.stride, *g.padding, *g.dilation, backward, parts,
+    ))]  # fmt: skip
+    device.launch(
+        stem,
+        f"conv2d_gather_{tile.rows}x{tile.columns}_v{vector}",
+        (tile.count(pixels, columns), count, parts),
+        32 * tile.warps(stem),
+        arguments,
+        shared=tile.shared(stem, by_rows=True) + 16 * taps,
+    )
+    if parts > 1:
+        sum_parts(result, target, bias)
+
+
+def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[Array, Array | None]:
+    """Return dW (parts, K, kH, kW, C / groups) as parts of sums over pixels, and dbias likewise."""
+    outputs, inputs, taps = _of_a_group(g)
+    columns, pixels = taps * inputs, g.batch * g.positions
+    dy, x = at_vectors(dy), at_vectors(x)
+    vectors = _vector(dy, g.groups), _vector(x, g.groups)
+    if vectors[0] == 1:
+        vectors = (1, 1)
+    steps = -(-pixels // _DEPTH)
+    stem = _stem(pixels)
+    tile, parts = _choice(
+        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns
+    )
+    parts = max(parts, -(-steps // _MOST_STEPS))
+    sums = device.empty((parts, g.outputs, *g.kernel_size, inputs))
+    bias_sums = device.empty((parts, g.outputs)) if need_dbias else None
+    arguments = [dy, x, sums, bias_sums, *map(np.int32, (
+        *x.shape, *dy.shape[1:], g.groups, *g.kernel_size, *g.stride, *g.padding, *g.dilation,
+        parts,
+    ))]  # fmt: skip
+    device.launch(
+        stem,
+        f"conv2d_weight_{tile.rows}x{tile.columns}_v{vectors[0]}{vectors[1]}",
+        (tile.count(outputs, columns), g.groups, parts),
+        32 * tile.warps(stem),
+        arguments,
+        shared=tile.shared(stem, by_rows=False),
+    )
+    return sums, bias_sums
+
+
+def _of_a_group(g: ConvSizes) -> tuple[int, int, int]:
+    """Return the outputs and inputs of a group, and the taps of a kernel."""
+    return g.outputs // g.groups, g.inputs // g.groups, g.kernel_size[0] * g.kernel_size[1]
+
+
+def _are_pairs(stem: str, channels: int) -> bool:
+    """Return whether products gathered from a group of so many channels want weights in pairs."""
+    return stem != _FMA and channels % 4 == 0
+
+
+def _vector(x: Array, groups: int) -> int:
+    """Return how many channels of x (N, H, W, C) can be copied at a time, within a group."""
+    return 4 if x.shape[3] % (4 * groups) == 0 else 1
+
+
+_GATHER_TILES = {
+    4: (_Tile(128, 128, wide=True), _Tile(128, 64, wide=True), _Tile(64, 64), _Tile(128, 32)),
+    1: (_Tile(128, 64), _Tile(64, 64)),
+}
+_WEIGHT_TILES = {
+    (4, 4): (_Tile(128, 128, wide=True), _Tile(64, 128, wide=True), _Tile(64, 64)),
+    (4, 1): (_Tile(64, 64),),
+    (1, 1): (_Tile(64, 64),),
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def _choice(
+    stem: str,
+    tiles: tuple[_Tile, ...],
+    rows: int,
+    columns: int,
+    count: int,
+    steps: int,
+    entries: int,
+) -> tuple[_Tile, int]:
+    """Return a tile, and into how many parts to cut sums of ``steps``, that should be quickest.
+
+    For ``count`` products of rows × columns whose results have ``entries`` altogether.
+    """
+    speed = _SPEEDS[stem]
+    most = max(1, min(steps // _LEAST_STEPS, _MOST_PARTS))
+
+    def microseconds(choice: tuple[_Tile, int]) -> float:
+        tile, parts = choice
+        blocks = tile.count(rows, columns) * count * parts
+        together, left = divmod(-(-blocks // device.multiprocessors()), tile.resident(stem))
+        share = (tile.rows * tile.columns / 128**2, (tile.rows + tile.columns) / 256)
+        work = speed.product * share[0] + speed.copy * share[1]
+        alone = speed.alone + speed.column * tile.width(stem)
+
+        def of_a_step(blocks: int) -> float:
+            return ((work * blocks) ** _OVERLAP + alone**_OVERLAP) ** (1 / _OVERLAP)
+
+        time = together * of_a_step(tile.resident(stem)) + (of_a_step(left) if left else 0)
+        of_parts = _MICROSECONDS_OF_PARTS + (parts + 1) * entries / _ENTRIES_PER_MICROSECOND
+        return time * (-(-steps // parts) + _STEPS_TO_BEGIN) + (of_parts if parts > 1 else 0)
+
+    return min(itertools.product(tiles, range(1, most + 1)), key=microseconds)
+
+
+def _stem(terms: int) -> str:
+    """Return the source of the products for sums of so many terms."""
+    if not device.supports_tensor_cores():
+        return _FMA
+    if settings.tf32:
+        return _TF32
+    return _THREE_TERMS if three_terms and terms > _FEW_TERMS else _FMA
+
+
+KERNELS = {
+    "conv2d_forward": conv2d_forward,
+    "conv2d_backward": conv2d_backward,
+    "conv2d_backward_input": conv2d_backward_input,
+    "conv2d_backward_weight": conv2d_backward_weight,
+}

@@ -25,7 +25,8 @@ __all__ = ["warm_up"]
 
 _CLASSES = 10
 _BATCH = 8
-_NORMALIZATION = Normalization(1 / 255, mean=(0.5,) * 3, std=(0.25,) * 3)
+_NORMALIZATION = Normalization(1 / 255, mean=(0.5,), std=(0.25,))
+_BY_CHANNEL = Normalization(1 / 255, mean=(0.5,) * 3, std=(0.25,) * 3)
 _SPEC = KDSpec.preset("hinton", temperature=4.0, alpha=0.1)
 # Of each family a network with all its kinds of layers, large enough for what serves large ones.
 _NETWORKS: dict[str, dict[str, Any]] = {
@@ -100,6 +101,7 @@ def _train(name: str) -> None:
         Supervised(network, head_weights=head_weights),
         LogitDistillation(student, network, _SPEC, head_weights=head_weights, exact=False),
     )
+    normalization = _NORMALIZATION if name == "mlp" else _BY_CHANNEL
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_BATCH + 3, 3, size, size)).astype(np.uint8)
     split = Split(images, rng.integers(_CLASSES, size=len(images)))
@@ -114,5 +116,5 @@ def _train(name: str) -> None:
                 frozen_params=add_prefix("teacher", params),
                 frozen_state=add_prefix("teacher", state),
             )
-            train([stage], progress, split, normalization=_NORMALIZATION)
-    evaluate_logits(network, params, state, images, normalization=_NORMALIZATION)
+            train([stage], progress, split, normalization=normalization)
+    evaluate_logits(network, params, state, images, normalization=normalization)

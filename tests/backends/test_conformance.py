@@ -90,7 +90,9 @@ def test_arguments_are_left_as_they_are_and_outputs_are_fresh(override: Override
 
 
 @in_all_surroundings
-@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(
+    "special", [np.nan, np.inf, pytest.param(-np.inf, marks=pytest.mark.slow)], ids=str
+)
 def test_nan_and_infinity_come_out_where_the_reference_has_them(
     override: Override, special: float
 ) -> None:

@@ -290,6 +290,11 @@ def get_backend(name: str) -> Backend:
     BackendUnavailable
         If it cannot be used on this machine; the message says why.
     """
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"get_backend: expected the name of a backend, got {type(name).__name__}; one of "
+            f"your own has its name from an entry point of the group refkd.backends"
+        )
     if name in _loaded:
         return _loaded[name]
     known = _known_backends()

@@ -268,6 +268,11 @@ class TestDispatch:
             assert ran(twofold(X)) == "reference"
 
 
+def test_a_backend_is_selected_by_its_name(offer: Any) -> None:
+    with pytest.raises(ConfigError, match="expected the name of a backend, got Backend"):
+        get_backend(offer())
+
+
 class TestArrayTypes:
     def test_a_device_array_finds_its_backend_without_a_scope(
         self, twofold: Any, offer: Any

@@ -29,6 +29,8 @@ from refkd.dispatch import (
 )
 from refkd.errors import BackendUnavailable, ConfigError, DtypeError
 
+dispatch.registered_kernels()  # are there in each test: a module registers its own but once
+
 X = np.array([1.0, 2.0, 3.0])
 
 

@@ -234,7 +234,7 @@ def running_statistics(
     Raises
     ------
     ShapeError, DtypeError
-        If shapes differ or dtypes are mixed.
+        If shapes differ or dtypes are mixed; ShapeError also for a count below 2.
 
     Notes
     -----
@@ -248,6 +248,10 @@ def running_statistics(
     statistics |= {"mean": mean, "var": var}
     check_float_dtypes(where, **statistics)
     check_same_shape(where, **statistics)
+    if count < 2:
+        raise ShapeError(f"{where}: an unbiased variance takes a count of at least 2, got {count}")
+    # In NumPy's float64 it would make float64 of what it multiplies.
+    momentum = float(momentum)
     keep = 1 - momentum
     return (
         keep * running_mean + momentum * mean,

@@ -448,3 +448,16 @@ def test_running_statistics_of_other_shapes_or_dtypes_are_refused() -> None:
         running_statistics(one, one, other, other, **options)
     with pytest.raises(DtypeError, match=r"^running_statistics: "):
         running_statistics(one, one, one, one.astype("d"), **options)
+    with pytest.raises(ShapeError, match="a count of at least 2, got 1"):
+        running_statistics(one, one, one, one, momentum=0.1, count=1)
+
+
+def test_running_statistics_keep_float32_whatever_number_the_momentum_is() -> None:
+    arrays = np.random.default_rng(0).uniform(1, 2, (4, 3)).astype(np.float32)
+    found, expected = (
+        running_statistics(*arrays, momentum=momentum, count=5)
+        for momentum in (np.float64(0.1), 0.1)
+    )
+    for a, e in zip(found, expected, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a, e)

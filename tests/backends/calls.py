@@ -92,10 +92,13 @@ class Call:
 
 def make(function: Callable[..., Any], call: Call) -> tuple[Any, ...]:
     """Return what ``function`` makes of a call: its returns, or the arrays it wrote into."""
-    result = by_name(function)(call.arguments)
+    result = _by_name(function)(call.arguments)
     if result is None:
         return tuple(call.arrays.values())
     return result if isinstance(result, tuple) else (result,)
+
+
+_by_name = functools.cache(by_name)
 
 
 def reference(call: Call) -> tuple[Any, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import sys
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -25,6 +26,28 @@ def surroundings(backend: str) -> Surroundings:
 @contextmanager
 def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
     """Share the smallest work among three threads, and hand out memory full of NaN."""
+    changes = _changes()
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+Change = tuple[Any, str, Any]  # of whose attribute, and to what
+
+
+def _set(changes: list[Change]) -> None:
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+
+
+@functools.cache
+def _changes() -> list[Change]:
+    package = importlib.import_module("refkd_numba")
+    found = pkgutil.walk_packages(package.__path__, "refkd_numba.")
+    modules = [package, *(importlib.import_module(module.name) for module in found)]
     buffers = importlib.import_module("refkd_numba.buffers")
     lend = buffers._Pool.lend
 
@@ -33,22 +56,12 @@ def _numba_with_three_threads_and_poisoned_memory() -> Iterator[None]:
         array.base.fill(0xFF)  # of floats NaN, of integers −1
         return array
 
-    patches = [
-        mock.patch.object(buffers, "_SMALL", 0),
-        mock.patch.object(buffers._Pool, "lend", lend_poisoned),
-    ]
-    for module in [m for name, m in sys.modules.items() if name.startswith("refkd_numba")]:
-        values: dict[str, Any] = {name: -1 for name in vars(module) if name.startswith("_WORTH")}
+    changes: list[Change] = [(buffers, "_SMALL", 0), (buffers._Pool, "lend", lend_poisoned)]
+    for module in modules:
+        changes += [(module, name, -1) for name in vars(module) if name.startswith("_WORTH")]
         if hasattr(module, "worker_threads"):
-            values["worker_threads"] = lambda: 3
-        patches += [mock.patch.object(module, name, value) for name, value in values.items()]
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in reversed(patches):
-            patch.stop()
+            changes.append((module, "worker_threads", lambda: 3))
+    return changes
 
 
 def _numba_without_winograd() -> AbstractContextManager[Any]:

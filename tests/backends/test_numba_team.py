@@ -223,12 +223,16 @@ def has_scratch(function: Any) -> bool:
 
 
 def test_there_is_scratch_memory_for_every_thread_when_their_number_changes_meanwhile(
-    shared: list[tuple[Any, int]], monkeypatch: pytest.MonkeyPatch
+    shared: list[tuple[Any, int]],
 ) -> None:
     calls = small_calls()
-    with use_backend("numba"), surroundings("numba")["three threads, poisoned memory"]():
+    with (
+        use_backend("numba"),
+        surroundings("numba")["three threads, poisoned memory"](),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for module in (conv, linear, mlp_step):
-            monkeypatch.setattr(module, "worker_threads", lambda: 2)
+            patch.setattr(module, "worker_threads", lambda: 2)
         for call in calls.values():
             call()
     names = {function.__name__ for function, _ in shared if has_scratch(function)}

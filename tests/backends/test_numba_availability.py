@@ -176,7 +176,10 @@ def test_a_copy_without_the_package_says_so() -> None:
 
 
 @needs_numba
-@pytest.mark.parametrize("name", ["no folder", "a file", "read-only"])
+@pytest.mark.parametrize(
+    "name",
+    ["no folder", *(pytest.param(n, marks=pytest.mark.slow) for n in ("a file", "read-only"))],
+)
 def test_without_a_cache_kernels_are_compiled_each_time(name: str, tmp_path: Path) -> None:
     place = tmp_path / name
     if name == "a file":
@@ -200,7 +203,7 @@ with use_backend("numba", strict=True):
 
 
 @needs_numba
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_is_right_on_any_number_of_cores_and_always_the_same(threads: int) -> None:
     program = """
 if hasattr(os, "sched_setaffinity"):

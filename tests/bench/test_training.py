@@ -189,8 +189,6 @@ class TestCompileTimes:
     ) -> None:
         (row,) = rows(capsys, "--workload", "fake", *options)
         assert "import_s" not in row
-        _, out, _ = run(capsys, "--workload", "fake", *options)
-        assert "compile cold s" not in out
 
     def test_to_ask_for_those_of_a_backend_that_does_not_compile_is_a_usage_error(
         self, capsys: pytest.CaptureFixture[str]

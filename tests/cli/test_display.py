@@ -150,7 +150,7 @@ def longer(place: Path, recipe: str) -> None:
     (place / "mini.toml").write_text(recipe.replace("epochs = ", "epochs = 4"))
 
 
-@pytest.mark.parametrize("columns", [80, 120, 0])
+@pytest.mark.parametrize("columns", [pytest.param(120, marks=pytest.mark.slow), 80, 0])
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(
     on_terminal: Any, longer: None, columns: int
 ) -> None:

@@ -261,7 +261,9 @@ def wait_for_lines(path: Path, count: int, running: subprocess.Popen[str]) -> No
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_bytes(
     process: Any, refkd: Any, long_recipe: tuple[str, ...], number: signal.Signals
 ) -> None:

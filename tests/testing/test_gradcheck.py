@@ -46,16 +46,17 @@ def drawn_functions() -> Any:
     return module
 
 
-def test_a_thousand_correct_gradients_raise_no_alarm() -> None:
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(1000), marks=pytest.mark.slow)])
+def test_hundreds_of_correct_gradients_raise_no_alarm(seeds: range) -> None:
     draw_function = drawn_functions().draw_function
     passed = 0
-    for seed in range(1000):
+    for seed in seeds:
         drawn = draw_function(np.random.default_rng(seed))
         report = check_grad(drawn.f, drawn.params, drawn.grad, rng=seed)
         assert report.verdict in (Verdict.PASS, Verdict.NOISY_REFERENCE), f"{seed}: {report}"
         assert report.method == "complex"
         passed += report.ok
-    assert passed >= 995
+    assert passed >= 0.995 * len(seeds)
 
 
 @given(SEED, st.integers(-8, -2))

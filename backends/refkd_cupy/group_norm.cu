@@ -1,8 +1,9 @@
-// Group norm of x (examples, pixels, channels): a block does a group of an example, which it reads
-// once and keeps in shared memory. Groups for which this does not pay are channel_norm.cu's.
+// Group norm of x (examples, pixels, channels): a block does some neighbouring groups of an example,
+// so that what lies side by side in memory is read together, and keeps them in shared memory.
+// Groups for which this does not pay are channel_norm.cu's.
 //
-// A thread keeps to V neighbouring channels; `tile` of them make up a group, and the lanes of a
-// block stand in pixels one below another.
+// A thread keeps to V neighbouring channels; `tile` of them make up the block's groups, and the
+// lanes of a block stand in pixels one below another.
 #include "common.cuh"
 #include "vectors.cuh"
 
@@ -13,15 +14,24 @@
 struct Part {
   int64 begin, step;  // of x, from lane to lane
   int lane, lanes, channel, own, own_step;
+  int slot, group;  // of sums over a group: (lane, vector of the group, group of the block)
 };
 template <int V>
-__device__ __forceinline__ Part part_of(int pixels, int channels, int group) {
-  const int tile = group / V, lane = threadIdx.x / tile, vector = threadIdx.x - lane * tile;
-  const int groups = channels / group, example = blockIdx.x / groups;
-  const int channel = (blockIdx.x - example * groups) * group + vector * V;
-  const int lanes = blockDim.x / tile;
-  return {((int64)example * pixels + lane) * channels + channel, (int64)lanes * channels, lane,
-          lanes, channel, (lane * tile + vector) * V, lanes * tile * V};
+__device__ __forceinline__ Part part_of(int pixels, int channels, int group, int groups) {
+  const int vectors = group / V, tile = groups * vectors;
+  const int lane = threadIdx.x / tile, vector = threadIdx.x - lane * tile;
+  const int blocks = channels / (group * groups), example = blockIdx.x / blocks;
+  const int channel = (blockIdx.x - example * blocks) * group * groups + vector * V;
+  const int lanes = blockDim.x / tile, of_block = vector / vectors;
+  return {((int64)example * pixels + lane) * channels + channel,
+          (int64)lanes * channels,
+          lane,
+          lanes,
+          channel,
+          (int)threadIdx.x * V,
+          lanes * tile * V,
+          (lane * vectors + vector - of_block * vectors) * groups + of_block,
+          of_block};
 }
 
 // Begin to copy a thread's entries of x to its place in shared memory.
@@ -42,13 +52,12 @@ __device__ __forceinline__ void copy_part(float* to, const float* x, const Part&
   }
 }
 
-// Every thread of a block gets the sum.
-__device__ __forceinline__ float sum_threads(float value, float* room) {
+// Every thread gets the sum of its group.
+__device__ __forceinline__ float sum_group(float value, float* room, const Part& part,
+                                           int groups) {
   float values[1] = {value};
-  sum_lanes(values, room, 1);
-  if (threadIdx.x == 0) room[0] = values[0];
-  __syncthreads();
-  const float sum = room[0];
+  sum_lanes(values, room, groups, part.slot);
+  const float sum = room[part.group];
   __syncthreads();
   return sum;
 }
@@ -60,9 +69,9 @@ __device__ __forceinline__ void forward(const float* __restrict__ x,
                                         const float* __restrict__ bias, float* __restrict__ y,
                                         float* __restrict__ mean, float* __restrict__ rstd,
                                         float eps, int pixels, int channels, int group,
-                                        float* room) {
+                                        int groups, float* room) {
   DYNAMIC_SHARED(float, values);
-  const Part part = part_of<V>(pixels, channels, group);
+  const Part part = part_of<V>(pixels, channels, group, groups);
   copy_part<V>(values, x, part, pixels);
   cp_async_commit();
   cp_async_wait<0>();
@@ -74,7 +83,7 @@ __device__ __forceinline__ void forward(const float* __restrict__ x,
 #pragma unroll
     for (int i = 0; i < V; ++i) sum += value.at[i];
   }
-  const float rough = sum_threads(sum, room) / count;
+  const float rough = sum_group(sum, room, part, groups) / count;
   own = values + part.own;
   for (int p = part.lane; p < pixels; p += part.lanes, own += part.own_step) {
     const Vector<V> value = load<V>(own);
@@ -85,13 +94,13 @@ __device__ __forceinline__ void forward(const float* __restrict__ x,
       square += gap * gap;
     }
   }
-  shift = sum_threads(shift, room) / count;
-  float variance = sum_threads(square, room) / count - shift * shift;
+  shift = sum_group(shift, room, part, groups) / count;
+  float variance = sum_group(square, room, part, groups) / count - shift * shift;
   if (variance < 0.0f) variance = 0.0f;  // by a rounding, where all values are nearly the same
   const float r = 1.0f / sqrtf(variance + eps);
-  if (threadIdx.x == 0) {
-    mean[blockIdx.x] = rough + shift;
-    rstd[blockIdx.x] = r;
+  if (part.slot < groups) {
+    mean[blockIdx.x * groups + part.group] = rough + shift;
+    rstd[blockIdx.x * groups + part.group] = r;
   }
   float scale[V], offset[V];
 #pragma unroll
@@ -118,15 +127,16 @@ __device__ __forceinline__ void backward(const float* __restrict__ dy,
                                          const float* __restrict__ mean,
                                          const float* __restrict__ rstd,
                                          double* __restrict__ of_channels, float* __restrict__ dx,
-                                         int pixels, int channels, int group, double* room) {
+                                         int pixels, int channels, int group, int groups,
+                                         double* room) {
   DYNAMIC_SHARED(float, values);
-  float* gradients = values + pixels * group;
-  const Part part = part_of<V>(pixels, channels, group);
+  float* gradients = values + pixels * group * groups;
+  const Part part = part_of<V>(pixels, channels, group, groups);
   copy_part<V>(values, x, part, pixels);
   copy_part<V>(gradients, dy, part, pixels);
   cp_async_commit();
   cp_async_wait<0>();
-  const float middle = mean[blockIdx.x];
+  const float middle = mean[blockIdx.x * groups + part.group];
   float total[V], dot[V], gaps = 0.0f;
 #pragma unroll
   for (int i = 0; i < V; ++i) total[i] = dot[i] = 0.0f;
@@ -145,7 +155,7 @@ __device__ __forceinline__ void backward(const float* __restrict__ dy,
 #pragma unroll
   for (int i = 0; i < V; ++i) found[i] = total[i], found[V + i] = dot[i];
   found[2 * V] = gaps;
-  sum_lanes(found, room, group / V);
+  sum_lanes(found, room, groups * (group / V));
   double sums[3] = {0.0, 0.0, 0.0};  // Σ w dy, Σ w dy (x − μ) and Σ (x − μ) of the group
   if (part.lane == 0) {
 #pragma unroll
@@ -156,14 +166,16 @@ __device__ __forceinline__ void backward(const float* __restrict__ dy,
     sums[2] = found[2 * V];
   }
   __syncthreads();
-  sum_lanes(sums, room, 1);
-  if (threadIdx.x == 0) room[0] = sums[0], room[1] = sums[1], room[2] = sums[2];
-  __syncthreads();
-  const double count = (double)pixels * group, r = rstd[blockIdx.x], shift = room[2] / count;
-  const double slope = r * r * r * (room[1] - shift * room[0]) / count;
-  const float level = (float)(shift * slope - r * room[0] / count);
+  sum_lanes(sums, room, groups, part.slot);
+#pragma unroll
+  for (int k = 0; k < 3; ++k) sums[k] = room[k * blockDim.x + part.group];
+  const double count = (double)pixels * group, r = rstd[blockIdx.x * groups + part.group];
+  const double shift = sums[2] / count;
+  const double slope = r * r * r * (sums[1] - shift * sums[0]) / count;
+  const float level = (float)(shift * slope - r * sums[0] / count);
   if (part.lane == 0) {
-    double* to = of_channels + (int64)(blockIdx.x / (channels / group)) * 2 * channels;
+    const int example = blockIdx.x / (channels / (group * groups));
+    double* to = of_channels + (int64)example * 2 * channels;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       to[part.channel + i] = r * (found[V + i] - shift * found[i]);
@@ -186,22 +198,22 @@ __device__ __forceinline__ void backward(const float* __restrict__ dy,
   }
 }
 
-// mean and rstd (examples, groups); a block for each.
+// mean and rstd (examples, groups); a block for every `groups` neighbours.
 #define GROUP_NORM(V)                                                                          \
   extern "C" __global__ void __launch_bounds__(THREADS)                                        \
       group_norm_forward_##V(const float* x, const float* weight, const float* bias, float* y, \
                              float* mean, float* rstd, float eps, int pixels, int channels,    \
-                             int group) {                                                      \
+                             int group, int groups) {                                          \
     __shared__ float room[THREADS];                                                            \
-    forward<V>(x, weight, bias, y, mean, rstd, eps, pixels, channels, group, room);            \
+    forward<V>(x, weight, bias, y, mean, rstd, eps, pixels, channels, group, groups, room);    \
   }                                                                                            \
   extern "C" __global__ void __launch_bounds__(THREADS)                                        \
       group_norm_backward_##V(const float* dy, const float* x, const float* weight,            \
                               const float* mean, const float* rstd, double* of_channels,       \
-                              float* dx, int pixels, int channels, int group) {                \
+                              float* dx, int pixels, int channels, int group, int groups) {    \
     __shared__ double room[(2 * V + 1) * THREADS];                                             \
-    backward<V>(dy, x, weight, mean, rstd, of_channels, dx, pixels, channels, group,           \
-                        room);                                                                 \
+    backward<V>(dy, x, weight, mean, rstd, of_channels, dx, pixels, channels, group, groups,   \
+                room);                                                                         \
   }
 GROUP_NORM(1)
 GROUP_NORM(4)

@@ -45,26 +45,31 @@ __device__ __forceinline__ Place place(int tile) {
 }
 
 // Sum K values over the lanes of a block, in a fixed order; lane 0 gets the sums. All threads
-// take part. `room` is shared memory for K numbers of each thread.
+// take part. `room` is shared memory for K numbers of each thread. Lanes are of `tile` slots, and
+// a thread has one slot: its own index, or where a kernel puts it.
 template <int K, typename T>
-__device__ __forceinline__ void sum_lanes(T (&values)[K], T* room, int tile) {
-  const int lane = threadIdx.x / tile;
+__device__ __forceinline__ void sum_lanes(T (&values)[K], T* room, int tile, int slot) {
+  const int lane = slot / tile;
 #pragma unroll
-  for (int k = 0; k < K; ++k) room[k * blockDim.x + threadIdx.x] = values[k];
+  for (int k = 0; k < K; ++k) room[k * blockDim.x + slot] = values[k];
   __syncthreads();
   for (int n = blockDim.x / tile; n > 1; n = (n + 1) / 2) {
     const int half = (n + 1) / 2;
     if (lane + half < n) {
 #pragma unroll
       for (int k = 0; k < K; ++k)
-        room[k * blockDim.x + threadIdx.x] += room[k * blockDim.x + threadIdx.x + half * tile];
+        room[k * blockDim.x + slot] += room[k * blockDim.x + slot + half * tile];
     }
     __syncthreads();
   }
   if (lane == 0) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) values[k] = room[k * blockDim.x + threadIdx.x];
+    for (int k = 0; k < K; ++k) values[k] = room[k * blockDim.x + slot];
   }
+}
+template <int K, typename T>
+__device__ __forceinline__ void sum_lanes(T (&values)[K], T* room, int tile) {
+  sum_lanes(values, room, tile, threadIdx.x);
 }
 
 // Sum parts (count, 2, width) over the first axis into first (width,) and second (width,).

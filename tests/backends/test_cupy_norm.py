@@ -123,16 +123,21 @@ def test_group_norm_of_groups_of_any_size(
             )
 
 
-def test_a_block_does_a_group_where_that_pays() -> None:
-    def does(shape: tuple[int, ...], num_groups: int, arrays: int = 1) -> bool:
-        return group_norm._groups(host.empty(shape), num_groups, arrays) is not None
+def test_a_block_does_groups_where_that_pays() -> None:
+    def groups(shape: tuple[int, ...], num_groups: int, arrays: int = 1) -> int:
+        blocks = group_norm._blocks(host.empty(shape), num_groups, arrays)
+        return 0 if blocks is None else int(blocks.sizes[-1])
 
-    assert does((4, 64, 28, 28), 8)
-    assert does((4, 64, 28, 28), 8, arrays=2)
-    assert not does((4, 64, 3, 3), 8), "a group is small"
-    assert not does((4, 64, 80, 80), 8), "shared memory does not hold two of them"
-    assert not does((3, 64, 16, 16), 1), "there are fewer than multiprocessors"
-    assert not does((4, 2048, 2, 2), 1), "a row of a group is longer than a block"
+    assert groups((8, 64, 16, 16), 16) == 8, "a line of memory"
+    assert groups((4, 64, 28, 28), 8) == 2, "shared memory holds four such blocks"
+    assert groups((4, 64, 28, 28), 8, arrays=2) == 1
+    assert groups((8, 96, 16, 16), 12) == 4, "a divisor of their number"
+    assert groups((2, 64, 16, 16), 16) == 8, "as many blocks as multiprocessors"
+    assert groups((1, 64, 16, 16), 16) == 4
+    assert not groups((4, 64, 3, 3), 8), "a group is small"
+    assert not groups((4, 64, 80, 80), 8), "shared memory does not hold two of them"
+    assert not groups((3, 64, 16, 16), 1), "there are fewer than multiprocessors"
+    assert not groups((4, 2048, 2, 2), 1), "a row of a group is longer than a block"
 
 
 @pytest.mark.parametrize("far", [1e2, 1e4])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +22,7 @@ from refkd_cupy.alignment import at_vectors
 from refkd_cupy.layout import as_images, channels_last
 from refkd_cupy.sums import sum_parts
 
-__all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes", "three_terms"]
-
-three_terms: bool = os.environ.get("REFKD_THREE_TERMS", "1") != "0"
-"""Whether tensor cores may make float32 products of three each, whose factors are TF32.
-
-Their rounding errors are those of float32, but infinity times anything is NaN to them.
-``REFKD_THREE_TERMS=0`` in the environment turns it off, as does
-``refkd_cupy.conv.three_terms = False``; then they are fused multiply-adds.
-"""
+__all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
 
 _FLOAT32 = np.dtype(np.float32)
 _MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 bits
@@ -423,7 +414,7 @@ def _stem(terms: int) -> str:
         return _FMA
     if settings.tf32:
         return _TF32
-    return _THREE_TERMS if three_terms and terms > _FEW_TERMS else _FMA
+    return _THREE_TERMS if settings.three_terms and terms > _FEW_TERMS else _FMA
 
 
 KERNELS = {

@@ -155,21 +155,8 @@ def _refuse(size: int) -> Any:
 
 def limit_memory() -> None:
     """Let arrays take no more memory than the settings say."""
-    limit = settings.memory_limit
-    if limit is None:
-        return
-    number = limit.removesuffix("%")
-    try:
-        value = float(number)
-    except ValueError:
-        raise ConfigError(
-            f"REFKD_GPU_MEMORY must be bytes or a share such as 50%, got {limit!r}"
-        ) from None
-    pool = cupy.get_default_memory_pool()
-    if number != limit:
-        pool.set_limit(fraction=value / 100)
-    else:
-        pool.set_limit(size=int(value))
+    if settings.memory_limit:
+        cupy.get_default_memory_pool().set_limit(**settings.memory_limit)
 
 
 def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:

@@ -186,7 +186,7 @@ def test_three_terms_are_as_accurate_as_float32_where_sums_are_long() -> None:
 def test_tf32_is_used_where_it_is_asked_for() -> None:
     assert conv._stem(1000) == THREE_TERMS
     assert conv._stem(conv._FEW_TERMS) == FMA
-    with mock.patch.object(conv, "three_terms", False):
+    with mock.patch.object(conv.settings, "three_terms", False):
         assert conv._stem(1000) == FMA
     with mock.patch.object(conv.settings, "tf32", True):
         assert conv._stem(1000) == conv._stem(1) == TF32
@@ -319,7 +319,7 @@ def test_a_linear_map_is_right_as_a_convolution_too(
         for shape in ((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs))
     )
     expected = (x @ weight.T + bias, dy @ weight, dy.T @ x, dy.sum(axis=0))
-    with mock.patch.object(linear, "three_terms_from", least):
+    with mock.patch.object(linear.settings, "three_terms_from", least):
         moved = [host.asarray(a) for a in (x, weight, bias, dy)]
         y = linear.linear_forward(*moved[:3])
         gradients = linear.linear_backward(moved[3], *moved[:2])
@@ -561,7 +561,7 @@ def test_where_cublaslt_does_not_serve_nothing_is_done(blas_lt: Any) -> None:
     on_device = list(map(DeviceArray, arrays))
     blas_lt.fake.count = 0
     assert not blas_lt.affine(*on_device)
-    with mock.patch.object(blas_lt, "enabled", False):
+    with mock.patch.object(blas_lt.settings, "cublas_lt", False):
         assert not blas_lt.affine(*on_device)
     with mock.patch.object(blas_lt, "_library", return_value=None):
         assert not blas_lt.affine(*on_device)

@@ -298,7 +298,10 @@ def _gather(
     terms = source.shape[3] // g.groups * taps
     source, vector = at_vectors(source), _vector(source, g.groups)
     steps = -(-terms // (count // g.groups * _DEPTH))
-    tile, parts = _choice(stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size)
+    tile, parts = _choice(
+        stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size,
+        device.multiprocessors(),
+    )  # fmt: skip
     result = target if parts == 1 else device.empty((parts, *target.shape))
     arguments = [source, packed, bias, result, *map(np.int32, (
         *source.shape, *target.shape[1:], packed.shape[3], g.groups,
@@ -327,8 +330,9 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
     steps = -(-pixels // _DEPTH)
     stem = _stem(pixels)
     tile, parts = _choice(
-        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns
-    )
+        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns,
+        device.multiprocessors(),
+    )  # fmt: skip
     parts = max(parts, -(-steps // _MOST_STEPS))
     sums = device.empty((parts, g.outputs, *g.kernel_size, inputs))
     bias_sums = device.empty((parts, g.outputs)) if need_dbias else None
@@ -382,6 +386,7 @@ def _choice(
     count: int,
     steps: int,
     entries: int,
+    multiprocessors: int,
 ) -> tuple[_Tile, int]:
     """Return a tile, and into how many parts to cut sums of ``steps``, that should be quickest.
 
@@ -393,7 +398,7 @@ def _choice(
     def microseconds(choice: tuple[_Tile, int]) -> float:
         tile, parts = choice
         blocks = tile.count(rows, columns) * count * parts
-        together, left = divmod(-(-blocks // device.multiprocessors()), tile.resident(stem))
+        together, left = divmod(-(-blocks // multiprocessors), tile.resident(stem))
         share = (tile.rows * tile.columns / 128**2, (tile.rows + tile.columns) / 256)
         work = speed.product * share[0] + speed.copy * share[1]
         alone = speed.alone + speed.column * tile.width(stem)

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "launch",
     "limit_memory",
     "multiprocessors",
+    "number",
     "pinned",
     "pointer",
     "shared_limit",
@@ -212,7 +213,7 @@ def launch(
         If an argument does not fit the kernel's declaration, or the grid does not fit a GPU.
     """
     grid, block = source.as_dimensions(grid), source.as_dimensions(block)
-    current = cupy.cuda.runtime.getDevice()
+    current = number()
     if not _fit(source.forms(stem, name), arguments, current):
         _refuse_misfits(stem, name, arguments, current)
     source.check_grid(name, grid, block)
@@ -312,27 +313,43 @@ def stream() -> int:
     return int(cupy.cuda.get_current_stream().ptr)
 
 
-@functools.cache
+def number() -> int:
+    """Return the number of the current device."""
+    return int(cupy.cuda.runtime.getDevice())
+
+
 def multiprocessors() -> int:
-    """Return how many multiprocessors the device has."""
-    return int(_attributes()["MultiProcessorCount"])
+    """Return how many multiprocessors the current device has."""
+    return _properties(number()).multiprocessors
 
 
-@functools.cache
 def shared_limit() -> int:
     """Return the most bytes of shared memory that a block may ask for."""
-    return int(_attributes()["MaxSharedMemoryPerBlockOptin"])
+    return _properties(number()).shared_limit
+
+
+def supports_tensor_cores() -> bool:
+    """Return whether the device multiplies in TF32, and copies to shared memory asynchronously."""
+    return _properties(number()).capability >= 80
+
+
+class _Properties(NamedTuple):
+    """Of a device."""
+
+    multiprocessors: int
+    shared_limit: int
+    capability: int  # 90 for 9.0
 
 
 @functools.cache
-def supports_tensor_cores() -> bool:
-    """Return whether the device multiplies in TF32, and copies to shared memory asynchronously."""
-    return int(cupy.cuda.Device().compute_capability) >= 80
-
-
-def _attributes() -> dict[str, int]:
-    attributes: dict[str, int] = cupy.cuda.Device().attributes
-    return attributes
+def _properties(device: int) -> _Properties:
+    found = cupy.cuda.Device(device)
+    attributes = found.attributes
+    return _Properties(
+        int(attributes["MultiProcessorCount"]),
+        int(attributes["MaxSharedMemoryPerBlockOptin"]),
+        int(found.compute_capability),
+    )
 
 
 def compile_source(stem: str) -> None:

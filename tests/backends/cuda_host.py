@@ -269,6 +269,10 @@ def _do(work: Callable[[], None]) -> None:
         _recording.append(work)
 
 
+def number() -> int:
+    return 0
+
+
 def multiprocessors() -> int:
     return 4
 
@@ -292,6 +296,7 @@ for _function in (
         is_array,
         launch,
         multiprocessors,
+        number,
         shared_limit,
         spread,
     ),

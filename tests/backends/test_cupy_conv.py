@@ -249,16 +249,15 @@ def test_sums_over_pixels_are_never_long() -> None:
 def test_the_choice_fills_the_device_and_leaves_few_columns_idle(stem: str) -> None:
     def choice(rows: int, columns: int, steps: int, entries: int | None = None) -> Any:
         size = rows * columns if entries is None else entries
-        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size)
+        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size, 132)
 
-    with mock.patch.object(host.host_device, "multiprocessors", return_value=132):
-        assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
-        assert choice(1 << 18, 32, 100)[0].columns == 32
-        assert choice(1 << 18, 192, 100)[0].columns == 64
-        tile, parts = choice(256, 128, 1000)
-        assert tile.count(256, 128) * parts > 64
-        assert choice(256, 128, 3)[1] == 1
-        assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
+    assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
+    assert choice(1 << 18, 32, 100)[0].columns == 32
+    assert choice(1 << 18, 192, 100)[0].columns == 64
+    tile, parts = choice(256, 128, 1000)
+    assert tile.count(256, 128) * parts > 64
+    assert choice(256, 128, 3)[1] == 1
+    assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
 
 
 def test_what_the_kernels_cannot_count_is_left_to_the_reference() -> None:

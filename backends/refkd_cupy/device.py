@@ -124,29 +124,47 @@ def capture(
     play : callable
         Queues the graph on the current stream.
     """
-    synchronize()
-    own_stream = cupy.cuda.Stream(non_blocking=True)
-    # From a pool of its own: what is free for the graph must not be given to anybody else.
-    pool = cupy.cuda.MemoryPool()
-    with cupy.cuda.using_allocator(pool.malloc), own_stream:
-        prepare()
-        own_stream.synchronize()
-        own_stream.begin_capture()
-        cupy.cuda.set_pinned_memory_allocator(_refuse)
-        try:
-            result = record()
-        except BaseException:
-            with contextlib.suppress(Exception):  # of the capture that is given up
-                own_stream.end_capture()
-            raise
-        finally:
-            cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
-        graph = own_stream.end_capture()
+    from refkd_cupy import blas
 
-    def play(kept: Any = (pool, own_stream)) -> None:
+    synchronize()
+    own_stream, player = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream()
+    common = cupy.get_default_memory_pool()
+    common.free_all_blocks()  # pieces that may fit nowhere count against the limit
+
+    def malloc(size: int) -> Any:
+        with player:  # whose memory it is again when the graph is gone
+            return common.malloc(size)
+
+    # From a pool of its own: what is free for the graph must not be given to anybody else. This
+    # one takes from that of all others, so that the limit holds for both.
+    pool = cupy.cuda.MemoryPool(malloc)
+    try:
+        with cupy.cuda.using_allocator(pool.malloc), own_stream:
+            prepare()
+            own_stream.synchronize()
+            graph, result = _recorded(own_stream, record)
+    finally:
+        # An array does not keep its pool alive: later products must not find this one.
+        workspace = blas.take_workspace(int(own_stream.ptr))
+
+    def play(kept: Any = (workspace, pool, own_stream)) -> None:
         graph.launch()
 
     return result, play
+
+
+def _recorded(own_stream: Any, record: Callable[[], Any]) -> tuple[Any, Any]:
+    own_stream.begin_capture()
+    cupy.cuda.set_pinned_memory_allocator(_refuse)
+    try:
+        result = record()
+    except BaseException:
+        with contextlib.suppress(Exception):  # of the capture that is given up
+            own_stream.end_capture()
+        raise
+    finally:
+        cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
+    return own_stream.end_capture(), result
 
 
 def _refuse(size: int) -> Any:

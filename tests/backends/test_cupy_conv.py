@@ -401,8 +401,9 @@ def blas() -> Iterator[Any]:
     fake = FakeBlas()
     handle = module._Handle.__new__(module._Handle)
     handle.value, handle.workspaces, handle.stream, handle.tf32 = None, {}, None, None
-    with mock.patch.multiple(
-        module, _library=mock.Mock(return_value=fake), _handle=mock.Mock(return_value=handle)
+    with (
+        mock.patch.object(module, "_library", return_value=fake),
+        mock.patch.dict(module._handles, {0: handle}),
     ):
         module.fake = fake
         yield module

@@ -114,6 +114,8 @@ def launch(
     grid, block = source.as_dimensions(grid), source.as_dimensions(block)
     parameters = source.check_arguments(stem, name, arguments, is_array, pointer)
     source.check_grid(name, grid, block)
+    if shared > host_device.shared_limit():
+        raise KernelError(f"{name}: {shared} bytes of shared memory, more than a block may have")
     text, given = source.text(stem), list(arguments)
     _do(lambda: run_text(text, name, parameters, grid, block, given, shared, next(_launches)))
 

@@ -261,6 +261,18 @@ def capture(prepare: Callable[[], None], record: Callable[[], Any]) -> tuple[Any
     return result, lambda: [do() for do in work]
 
 
+def queued(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what NumPy computes be noted, as what CuPy does is: the result is there when played."""
+
+    def call(*arguments: Any) -> Any:
+        now = function(*arguments)
+        result = empty(now.shape, now.dtype)
+        _do(lambda: np.copyto(result, function(*arguments)))
+        return result
+
+    return call
+
+
 _recording: list[Callable[[], None]] | None = None
 
 

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from refkd.dispatch import Backend
+from refkd.errors import ConfigError
 from refkd_cupy.probe import in_a_line, reason_against
 
 __all__ = ["backend"]
@@ -41,7 +42,12 @@ def _compile_step(objective: Any, optimizer: Any) -> Any:
 
 
 def _backend() -> Backend:
-    reason = reason_against()
+    try:
+        importlib.import_module("refkd_cupy.settings")
+    except ConfigError as error:  # it says what is wrong in the environment
+        reason: str | None = str(error)
+    else:
+        reason = reason_against()
     if reason is None:
         try:
             return _on_the_device()

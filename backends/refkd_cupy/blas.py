@@ -2,7 +2,7 @@
 
 CuPy refuses its cuBLAS calls while a stream is captured. cuBLAS itself does not, as long as it
 need not ask for memory: it gets its workspace from here, one for each stream, so that
-products on two streams, or of a graph that is replayed later, do not meet in it.
+products on two streams do not meet in it. That of a stream which was captured goes to the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refkd.dispatch import Array
 from refkd.errors import BackendUnavailable, ConfigError
 from refkd_cupy import device, settings
 
-__all__ = ["WORKSPACE", "check", "found", "gemm", "handle", "lock", "prepare"]
+__all__ = ["WORKSPACE", "check", "found", "gemm", "handle", "lock", "take_workspace"]
 
 _NAMES = ("lib{}.so.13", "lib{}.so.12", "{}64_13.dll", "{}64_12.dll")
 WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for Hopper, and more than elsewhere
@@ -85,10 +85,14 @@ def gemm(
         check(name, getattr(_library(), name)(current.value, *arguments))
 
 
-def prepare() -> None:
-    """Make all that a product on the current stream needs, before the stream is captured."""
+def take_workspace(stream: int) -> Array | None:
+    """Return the workspace of a stream of the current device, and forget it; None without one.
+
+    Another stream may get the same handle once this one is gone.
+    """
     with lock:
-        handle(device.empty((1,)))
+        current = _handles.get(device.number())
+        return None if current is None else current.forget(stream)
 
 
 def handle(x: Array) -> _Handle:
@@ -96,9 +100,11 @@ def handle(x: Array) -> _Handle:
 
     Until the calls are made the lock must be held.
     """
-    found = _handle(x.device.id)
-    found.follow(device.stream())
-    return found
+    number = x.device.id
+    if number not in _handles:
+        _handles[number] = _Handle()
+    _handles[number].follow(device.stream())
+    return _handles[number]
 
 
 class _Handle:
@@ -128,10 +134,14 @@ class _Handle:
             check("cublasSetMathMode", library.cublasSetMathMode(self.value, mode))
             self.tf32 = settings.tf32
 
+    def forget(self, stream: int) -> Array | None:
+        """Return what belonged to a stream that no call will go to any more."""
+        if stream == self.stream:
+            self.stream = None
+        return self.workspaces.pop(stream, None)
 
-@functools.cache
-def _handle(device_number: int) -> _Handle:
-    return _Handle()
+
+_handles: dict[int, _Handle] = {}  # by the number of the device
 
 
 @functools.cache

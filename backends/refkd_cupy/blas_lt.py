@@ -13,10 +13,7 @@ from refkd.errors import BackendUnavailable
 from refkd_cupy import blas, device, settings
 from refkd_cupy.alignment import BYTES
 
-__all__ = ["affine", "enabled"]
-
-enabled: bool = True
-"""Whether cuBLASLt is used where it is there."""
+__all__ = ["affine"]
 
 # Of cublasLt.h and cublas_api.h
 _FLOAT32 = 0
@@ -66,7 +63,7 @@ def affine(x: Array, weight: Array, bias: Array, out: Array) -> bool:
     RuntimeError
         If cuBLASLt refuses; the message has its name of the reason.
     """
-    if not enabled or isinstance(out, np.ndarray) or _library() is None:
+    if not settings.cublas_lt or isinstance(out, np.ndarray) or _library() is None:
         return False
     addresses = [device.pointer(array) for array in (weight, x, out, bias)]
     stream = device.stream()

@@ -151,5 +151,7 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32 (&a)[4],
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();  // rather than no product, silently
 #endif
 }

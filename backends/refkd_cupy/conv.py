@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +22,7 @@ from refkd_cupy.alignment import at_vectors
 from refkd_cupy.layout import as_images, channels_last
 from refkd_cupy.sums import sum_parts
 
-__all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes", "three_terms"]
-
-three_terms: bool = os.environ.get("REFKD_THREE_TERMS", "1") != "0"
-"""Whether tensor cores may make float32 products of three each, whose factors are TF32.
-
-Their rounding errors are those of float32, but infinity times anything is NaN to them.
-``REFKD_THREE_TERMS=0`` in the environment turns it off, as does
-``refkd_cupy.conv.three_terms = False``; then they are fused multiply-adds.
-"""
+__all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
 
 _FLOAT32 = np.dtype(np.float32)
 _MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 bits
@@ -307,7 +298,10 @@ def _gather(
     terms = source.shape[3] // g.groups * taps
     source, vector = at_vectors(source), _vector(source, g.groups)
     steps = -(-terms // (count // g.groups * _DEPTH))
-    tile, parts = _choice(stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size)
+    tile, parts = _choice(
+        stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size,
+        device.multiprocessors(),
+    )  # fmt: skip
     result = target if parts == 1 else device.empty((parts, *target.shape))
     arguments = [source, packed, bias, result, *map(np.int32, (
         *source.shape, *target.shape[1:], packed.shape[3], g.groups,
@@ -336,8 +330,9 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
     steps = -(-pixels // _DEPTH)
     stem = _stem(pixels)
     tile, parts = _choice(
-        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns
-    )
+        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns,
+        device.multiprocessors(),
+    )  # fmt: skip
     parts = max(parts, -(-steps // _MOST_STEPS))
     sums = device.empty((parts, g.outputs, *g.kernel_size, inputs))
     bias_sums = device.empty((parts, g.outputs)) if need_dbias else None
@@ -391,6 +386,7 @@ def _choice(
     count: int,
     steps: int,
     entries: int,
+    multiprocessors: int,
 ) -> tuple[_Tile, int]:
     """Return a tile, and into how many parts to cut sums of ``steps``, that should be quickest.
 
@@ -402,7 +398,7 @@ def _choice(
     def microseconds(choice: tuple[_Tile, int]) -> float:
         tile, parts = choice
         blocks = tile.count(rows, columns) * count * parts
-        together, left = divmod(-(-blocks // device.multiprocessors()), tile.resident(stem))
+        together, left = divmod(-(-blocks // multiprocessors), tile.resident(stem))
         share = (tile.rows * tile.columns / 128**2, (tile.rows + tile.columns) / 256)
         work = speed.product * share[0] + speed.copy * share[1]
         alone = speed.alone + speed.column * tile.width(stem)
@@ -423,7 +419,7 @@ def _stem(terms: int) -> str:
         return _FMA
     if settings.tf32:
         return _TF32
-    return _THREE_TERMS if three_terms and terms > _FEW_TERMS else _FMA
+    return _THREE_TERMS if settings.three_terms and terms > _FEW_TERMS else _FMA
 
 
 KERNELS = {

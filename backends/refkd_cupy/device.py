@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "launch",
     "limit_memory",
     "multiprocessors",
+    "number",
     "pinned",
     "pointer",
     "shared_limit",
@@ -123,29 +124,47 @@ def capture(
     play : callable
         Queues the graph on the current stream.
     """
-    synchronize()
-    own_stream = cupy.cuda.Stream(non_blocking=True)
-    # From a pool of its own: what is free for the graph must not be given to anybody else.
-    pool = cupy.cuda.MemoryPool()
-    with cupy.cuda.using_allocator(pool.malloc), own_stream:
-        prepare()
-        own_stream.synchronize()
-        own_stream.begin_capture()
-        cupy.cuda.set_pinned_memory_allocator(_refuse)
-        try:
-            result = record()
-        except BaseException:
-            with contextlib.suppress(Exception):  # of the capture that is given up
-                own_stream.end_capture()
-            raise
-        finally:
-            cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
-        graph = own_stream.end_capture()
+    from refkd_cupy import blas
 
-    def play(kept: Any = (pool, own_stream)) -> None:
+    synchronize()
+    own_stream, player = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream()
+    common = cupy.get_default_memory_pool()
+    common.free_all_blocks()  # pieces that may fit nowhere count against the limit
+
+    def malloc(size: int) -> Any:
+        with player:  # whose memory it is again when the graph is gone
+            return common.malloc(size)
+
+    # From a pool of its own: what is free for the graph must not be given to anybody else. This
+    # one takes from that of all others, so that the limit holds for both.
+    pool = cupy.cuda.MemoryPool(malloc)
+    try:
+        with cupy.cuda.using_allocator(pool.malloc), own_stream:
+            prepare()
+            own_stream.synchronize()
+            graph, result = _recorded(own_stream, record)
+    finally:
+        # An array does not keep its pool alive: later products must not find this one.
+        workspace = blas.take_workspace(int(own_stream.ptr))
+
+    def play(kept: Any = (workspace, pool, own_stream)) -> None:
         graph.launch()
 
     return result, play
+
+
+def _recorded(own_stream: Any, record: Callable[[], Any]) -> tuple[Any, Any]:
+    own_stream.begin_capture()
+    cupy.cuda.set_pinned_memory_allocator(_refuse)
+    try:
+        result = record()
+    except BaseException:
+        with contextlib.suppress(Exception):  # of the capture that is given up
+            own_stream.end_capture()
+        raise
+    finally:
+        cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
+    return own_stream.end_capture(), result
 
 
 def _refuse(size: int) -> Any:
@@ -155,21 +174,8 @@ def _refuse(size: int) -> Any:
 
 def limit_memory() -> None:
     """Let arrays take no more memory than the settings say."""
-    limit = settings.memory_limit
-    if limit is None:
-        return
-    number = limit.removesuffix("%")
-    try:
-        value = float(number)
-    except ValueError:
-        raise ConfigError(
-            f"REFKD_GPU_MEMORY must be bytes or a share such as 50%, got {limit!r}"
-        ) from None
-    pool = cupy.get_default_memory_pool()
-    if number != limit:
-        pool.set_limit(fraction=value / 100)
-    else:
-        pool.set_limit(size=int(value))
+    if settings.memory_limit:
+        cupy.get_default_memory_pool().set_limit(**settings.memory_limit)
 
 
 def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
@@ -225,7 +231,7 @@ def launch(
         If an argument does not fit the kernel's declaration, or the grid does not fit a GPU.
     """
     grid, block = source.as_dimensions(grid), source.as_dimensions(block)
-    current = cupy.cuda.runtime.getDevice()
+    current = number()
     if not _fit(source.forms(stem, name), arguments, current):
         _refuse_misfits(stem, name, arguments, current)
     source.check_grid(name, grid, block)
@@ -325,27 +331,43 @@ def stream() -> int:
     return int(cupy.cuda.get_current_stream().ptr)
 
 
-@functools.cache
+def number() -> int:
+    """Return the number of the current device."""
+    return int(cupy.cuda.runtime.getDevice())
+
+
 def multiprocessors() -> int:
-    """Return how many multiprocessors the device has."""
-    return int(_attributes()["MultiProcessorCount"])
+    """Return how many multiprocessors the current device has."""
+    return _properties(number()).multiprocessors
 
 
-@functools.cache
 def shared_limit() -> int:
     """Return the most bytes of shared memory that a block may ask for."""
-    return int(_attributes()["MaxSharedMemoryPerBlockOptin"])
+    return _properties(number()).shared_limit
+
+
+def supports_tensor_cores() -> bool:
+    """Return whether the device multiplies in TF32, and copies to shared memory asynchronously."""
+    return _properties(number()).capability >= 80
+
+
+class _Properties(NamedTuple):
+    """Of a device."""
+
+    multiprocessors: int
+    shared_limit: int
+    capability: int  # 90 for 9.0
 
 
 @functools.cache
-def supports_tensor_cores() -> bool:
-    """Return whether the device multiplies in TF32, and copies to shared memory asynchronously."""
-    return int(cupy.cuda.Device().compute_capability) >= 80
-
-
-def _attributes() -> dict[str, int]:
-    attributes: dict[str, int] = cupy.cuda.Device().attributes
-    return attributes
+def _properties(device: int) -> _Properties:
+    found = cupy.cuda.Device(device)
+    attributes = found.attributes
+    return _Properties(
+        int(attributes["MultiProcessorCount"]),
+        int(attributes["MaxSharedMemoryPerBlockOptin"]),
+        int(found.compute_capability),
+    )
 
 
 def compile_source(stem: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,7 @@ from refkd_cupy.blas_lt import affine
 from refkd_cupy.layout import rows
 from refkd_cupy.sums import add_bias, column_sums
 
-__all__ = ["KERNELS", "three_terms_from"]
-
-three_terms_from: float = math.inf
-"""From how many products on they are of three terms (see :mod:`refkd_cupy.conv`), not cuBLAS's."""
+__all__ = ["KERNELS"]
 
 _FLOAT32 = np.dtype(np.float32)
 _MOST_ENTRIES = 2**31 - 1
@@ -86,9 +82,9 @@ def _is_float32(array: Array) -> bool:
 
 def _as_convolution(x: Array, weight: Array) -> ConvSizes | None:
     """Return the sizes of the convolution that is this map, or None where cuBLAS makes it."""
-    if settings.tf32 or len(x) * weight.size < three_terms_from:
+    if settings.tf32 or len(x) * weight.size < settings.three_terms_from:
         return None
-    if not (conv.three_terms and device.supports_tensor_cores()):
+    if not (settings.three_terms and device.supports_tensor_cores()):
         return None
     images, kernel = _as_pixels(x).transpose(0, 3, 1, 2), _as_kernel(weight)
     return conv.sizes((images, kernel), images.shape, kernel.shape, 1, 0, 1, 1)

@@ -39,7 +39,7 @@ def pixels_to_float(
         run = pixels.strides[1] // pixels.itemsize if channels > 1 else 1
     grid, block = device.spread(x.size)
     arguments = [
-        *(flat(pixels), *_statistics(tuple(mean), tuple(std), channels), flat(x)),
+        *(flat(pixels), *_statistics(device.number(), tuple(mean), tuple(std), channels), flat(x)),
         *(np.int64(x.size), np.int32(channels), np.int32(run), np.float32(scale)),
     ]
     device.launch("pixels", _STORED[pixels.dtype], grid, block, arguments)
@@ -47,8 +47,10 @@ def pixels_to_float(
 
 
 @functools.lru_cache(maxsize=8)
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> list[Array]:
-    """Return mean and std of each channel, on the device."""
+def _statistics(
+    number: int, mean: tuple[float, ...], std: tuple[float, ...], channels: int
+) -> list[Array]:
+    """Return mean and std of each channel, on the device of this number, the current one."""
     # No mean of −0, which the reference does not subtract.
     each = [np.broadcast_to(np.asarray(v, _FLOAT32), channels) + _FLOAT32.type(0)
             for v in (mean, std)]  # fmt: skip

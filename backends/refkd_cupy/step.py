@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import is_, setitem
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.distill import Batch, LogitDistillation, Objective, Optimizer
+from refkd.distill import Batch, Objective, Optimizer
 from refkd.errors import RefkdError
 from refkd.nn.layer import Arrays
 from refkd.train.optim import SGD, Adam, AdamW
@@ -45,17 +45,6 @@ _KEPT = {
 def compile_step(objective: Objective, optimizer: Optimizer) -> CapturedStep | None:
     """Return a step that is captured when it is first taken; None for other optimisers."""
     return CapturedStep(objective, optimizer) if type(optimizer) in _KEPT else None
-
-
-def _without_blocks(objective: Any) -> Any:
-    """Return the objective with its teacher evaluated on the batch as it is.
-
-    ``exact`` sorts images into rows by what NumPy's sums are alike for, an index that comes from
-    the host in each step; the kernels here sum every row in one order.
-    """
-    if type(objective) is LogitDistillation and objective.exact:
-        return replace(objective, exact=False)
-    return objective
 
 
 class _Unfit(Exception):
@@ -102,16 +91,19 @@ class _Uniform:
         return self._draws.mask(self._shape, p)
 
 
-class _Timeless(Batch):
-    """A batch whose place in the training may not be asked for."""
+class _Untold:
+    """A number of each step that a graph cannot be made of: whatever is done with it is refused."""
 
-    @property
-    def epoch(self) -> int:  # type: ignore[override]
-        raise _Unfit("epoch")
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    @property
-    def step(self) -> int:  # type: ignore[override]
-        raise _Unfit("step")
+    def _refuse(self, *_: Any) -> Any:
+        raise _Unfit(self._name)
+
+
+_OF_OBJECTS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __repr__ __str__ __format__"
+for _operation in {*dir(int)} - {*dir(object)} | {*_OF_OBJECTS.split()}:
+    setattr(_Untold, _operation, _Untold._refuse)
 
 
 class CapturedStep:
@@ -125,15 +117,16 @@ class CapturedStep:
     Attributes
     ----------
     reason_against : str
-        Why the kernels take the steps one by one; empty where they are captured.
+        Why the kernels took the last step one by one; empty where it was a captured one.
     """
 
     def __init__(self, objective: Objective, optimizer: Any) -> None:
-        self._objective, self._optimizer = _without_blocks(objective), optimizer
+        self._objective, self._optimizer = objective, optimizer
         self._eager = EagerStep(objective, optimizer)
-        self._graphs: dict[Any, _Graph] = {}
-        self.reason_against = ""  # why steps are left to the kernels
+        self._graphs: dict[Any, _Graph] = {}  # by shape, the last one that was played at the end
+        self._reasons: dict[Any, str] = {}  # why there is none of a shape
         self._captures = 0
+        self.reason_against = ""
 
     def __call__(
         self,
@@ -147,49 +140,49 @@ class CapturedStep:
         where: str,
     ) -> tuple[dict[str, float], Arrays]:
         """See :class:`refkd.train.step.TrainingStep`."""
-        graph = None
-        if not self.reason_against:
-            graph = self._graph(params, state, optimizer_state, batch)
-        if graph is None:
-            return self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
-        return graph.play(state, optimizer_state, batch, rng, self._optimizer, lr, where)
+        key = (batch.nominal_size, settings.choices(), *map(_form, batch[:3]))
+        graph, reason = self._graphs.pop(key, None), ""
+        if graph is None or not graph.is_of(params, state, optimizer_state):
+            graph = None  # a new one may need its memory
+            graph, reason = self._captured(key, params, state, optimizer_state, batch)
+        if graph is not None:
+            self._graphs[key] = graph
+            self.reason_against = ""
+            return graph.play(state, optimizer_state, batch, rng, self._optimizer, lr, where)
+        result = self._eager(params, state, optimizer_state, batch, rng, lr=lr, where=where)
+        # What the kernels refuse as well is a mistake in the arguments, and no reason.
+        self._reasons[key] = self.reason_against = reason
+        return result
 
-    def _graph(
+    def _captured(
         self,
+        key: Any,
         params: Mapping[str, Array],
         state: Mapping[str, Array],
         optimizer_state: Mapping[str, Array],
         batch: Batch,
-    ) -> _Graph | None:
-        """Return the graph for a batch of this shape, captured now if need be."""
-        key = (batch.nominal_size, settings.tf32, *map(_form, batch[:3]))
-        graph = self._graphs.get(key)
-        if graph is not None and graph.is_of(params, state, optimizer_state):
-            return graph
-        self._graphs.pop(key, None)
-        self._captures += 1
-        if self._captures > _MOST_CAPTURES:  # the arrays are others each time
-            self.reason_against = "its arrays are others each time"
-            return None
+    ) -> tuple[_Graph | None, str]:
+        """Return a new graph for batches of this shape, or why there is none."""
+        if key in self._reasons:
+            return None, self._reasons[key]
+        if self._captures + len(self._reasons) >= _MOST_CAPTURES:
+            return None, "its arrays are others each time, or batches have too many shapes"
         try:
             graph = _Graph(self._objective, self._optimizer, params, state, optimizer_state, batch)
-        except _Unfit as error:
-            self.reason_against = str(error)
-            return None
-        except RefkdError:
-            return None  # a mistake in the arguments, of which the kernels will say the same
+        except (_Unfit, RefkdError) as error:
+            return None, str(error)
         except Exception as error:
-            self.reason_against = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             print(
-                f"refkd: a training step could not be captured as a CUDA graph "
-                f"({self.reason_against}); its kernels run one by one",
+                f"refkd: the training step for images of shape {batch.images.shape} could not be "
+                f"captured as a CUDA graph ({reason}); its kernels run one by one",
                 file=sys.stderr,
             )
-            return None
+            return None, reason
+        self._captures += 1
         while len(self._graphs) >= _MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        self._graphs[key] = graph
-        return graph
+        return graph, ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +224,8 @@ class _Graph:
             for room, x in zip(rooms, batch[:3], strict=True)
         ]
         self._load(batch)
-        given = _Timeless(*rooms, batch.nominal_size)
+        epoch, step = (_Untold(name) for name in ("epoch", "step"))
+        given: Any = Batch(*rooms, batch.nominal_size, epoch, step)  # type: ignore[arg-type]
         # What changes from step to step: the optimiser's numbers, and dropout's seed.
         self._numbers = device.pinned((_NUMBERS + 2,), np.float32)
         self._numbers[...] = 0

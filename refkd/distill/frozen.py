@@ -74,21 +74,38 @@ def _in_blocks(
     shape, name = tuple(images.shape[1:]), images.dtype.name
     backends = current_backend().name, backend_of(images).name
     alike = _rows_like_the_first(network, block, shape, name, *backends)  # type: ignore[arg-type]
-    places = backend_of(images).asarray(alike)
     parts = []
-    for start in range(0, max(1, images.shape[0]), len(places)):
-        part = images[start : start + len(places)]
+    for start in range(0, max(1, images.shape[0]), len(alike)):
+        part = images[start : start + len(alike)]
+        places = _places(alike[: len(part)], images)
         if len(part) == block and part.flags.c_contiguous:
             rows = part
         else:
-            rows = xp.zeros((block, *shape), images.dtype)
-            rows[places[: len(part)]] = part
+            rows = _among_zeros(part, places, block)
         outputs = network.infer(params, state, rows)
-        parts.append([logits[places[: len(part)]] for logits in as_heads(outputs)])
+        parts.append([logits[places] for logits in as_heads(outputs)])
     heads = tuple(
         head[0] if len(head) == 1 else xp.concatenate(head) for head in zip(*parts, strict=True)
     )
     return heads if isinstance(outputs, tuple) else heads[0]
+
+
+def _places(rows: NDArray[np.intp], images: Array) -> Any:
+    """Return what selects these rows: a slice of the first ones, else an index.
+
+    A slice needs nothing of the host, so that a step can be captured as a graph of a GPU, where
+    as a rule all rows are alike.
+    """
+    if not len(rows) or rows[-1] == len(rows) - 1:
+        return slice(len(rows))
+    return backend_of(images).asarray(rows)
+
+
+def _among_zeros(images: Array, places: Any, block: int) -> Array:
+    """Return a block whose rows at ``places`` are the images, and zero elsewhere."""
+    rows = namespace(images).zeros((block, *images.shape[1:]), images.dtype)
+    rows[places] = images
+    return rows
 
 
 @functools.lru_cache(maxsize=64)

@@ -114,6 +114,8 @@ def launch(
     grid, block = source.as_dimensions(grid), source.as_dimensions(block)
     parameters = source.check_arguments(stem, name, arguments, is_array, pointer)
     source.check_grid(name, grid, block)
+    if shared > host_device.shared_limit():
+        raise KernelError(f"{name}: {shared} bytes of shared memory, more than a block may have")
     text, given = source.text(stem), list(arguments)
     _do(lambda: run_text(text, name, parameters, grid, block, given, shared, next(_launches)))
 
@@ -259,6 +261,18 @@ def capture(prepare: Callable[[], None], record: Callable[[], Any]) -> tuple[Any
     return result, lambda: [do() for do in work]
 
 
+def queued(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what NumPy computes be noted, as what CuPy does is: the result is there when played."""
+
+    def call(*arguments: Any) -> Any:
+        now = function(*arguments)
+        result = empty(now.shape, now.dtype)
+        _do(lambda: np.copyto(result, function(*arguments)))
+        return result
+
+    return call
+
+
 _recording: list[Callable[[], None]] | None = None
 
 
@@ -267,6 +281,10 @@ def _do(work: Callable[[], None]) -> None:
         work()
     else:
         _recording.append(work)
+
+
+def number() -> int:
+    return 0
 
 
 def multiprocessors() -> int:
@@ -292,6 +310,7 @@ for _function in (
         is_array,
         launch,
         multiprocessors,
+        number,
         shared_limit,
         spread,
     ),

@@ -209,3 +209,11 @@ def test_no_matrix_product_of_other_shapes() -> None:
     a, b = host.empty((3, 4)), host.empty((5, 4))
     with pytest.raises(ConfigError, match="shapes"):
         host.gemm(a, b, host.empty((3, 4)), transpose_b=True)
+
+
+def test_more_shared_memory_than_a_block_may_have_is_refused() -> None:
+    x, y, limit = host.asarray(np.ones(8, "f")), host.empty((8,)), host.host_device.shared_limit()
+    arguments = [x, y, np.int64(8)]
+    host.launch("activation", "relu_forward", 1, 32, arguments, shared=limit)
+    with pytest.raises(host.KernelError, match=f"{limit + 1} bytes of shared memory"):
+        host.launch("activation", "relu_forward", 1, 32, arguments, shared=limit + 1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from refkd_cupy import probe
+import refkd_cupy
+from refkd_cupy import probe, settings
 
 
 class CudaError(RuntimeError):
@@ -136,3 +137,44 @@ def test_cupy_that_does_not_import_is_said_so(monkeypatch: pytest.MonkeyPatch) -
     given = reason(monkeypatch, Broken("cupy"))
     assert given is not None
     assert given.startswith("CuPy does not import (ImportError: libcuda.so.1: cannot open)")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("REFKD_TF32", "false", "REFKD_TF32 must be 0 or 1, got 'false'"),
+        ("REFKD_THREE_TERMS", "no", "REFKD_THREE_TERMS must be 0 or 1, got 'no'"),
+        *(
+            ("REFKD_GPU_MEMORY", value, f"such as 50%, got '{value}'")
+            for value in ("150%", "0%", "nan%", "%", "inf", "0", "-1", "1e30", "half", "2 GB")
+        ),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "refkd_cupy.settings")
+    monkeypatch.setenv(variable, value)
+    given = refkd_cupy._backend().unavailable_reason
+    assert given is not None
+    assert given.startswith(f"{variable} must be ")
+    assert words in given
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"": {}, "100%": {"fraction": 1}, " 12.5% ": {"fraction": 0.125}, "1": {"size": 1}}
+    for value, limit in (limits | {"2e9": {"size": 2_000_000_000}}).items():
+        monkeypatch.setenv("REFKD_GPU_MEMORY", value)
+        assert settings._limit("REFKD_GPU_MEMORY") == limit
+    for value, default, switch in (("1", False, True), ("0", True, False), ("", True, True)):
+        monkeypatch.setenv("REFKD_TF32", value)
+        assert settings._switch("REFKD_TF32", default=default) == switch
+
+
+def test_every_setting_but_the_limit_of_memory_chooses_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in {*settings.__all__} - {"choices", "memory_limit"}:
+        before = settings.choices()
+        monkeypatch.setattr(settings, name, not getattr(settings, name))
+        assert settings.choices() != before, name

@@ -186,7 +186,7 @@ def test_three_terms_are_as_accurate_as_float32_where_sums_are_long() -> None:
 def test_tf32_is_used_where_it_is_asked_for() -> None:
     assert conv._stem(1000) == THREE_TERMS
     assert conv._stem(conv._FEW_TERMS) == FMA
-    with mock.patch.object(conv, "three_terms", False):
+    with mock.patch.object(conv.settings, "three_terms", False):
         assert conv._stem(1000) == FMA
     with mock.patch.object(conv.settings, "tf32", True):
         assert conv._stem(1000) == conv._stem(1) == TF32
@@ -249,16 +249,15 @@ def test_sums_over_pixels_are_never_long() -> None:
 def test_the_choice_fills_the_device_and_leaves_few_columns_idle(stem: str) -> None:
     def choice(rows: int, columns: int, steps: int, entries: int | None = None) -> Any:
         size = rows * columns if entries is None else entries
-        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size)
+        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size, 132)
 
-    with mock.patch.object(host.host_device, "multiprocessors", return_value=132):
-        assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
-        assert choice(1 << 18, 32, 100)[0].columns == 32
-        assert choice(1 << 18, 192, 100)[0].columns == 64
-        tile, parts = choice(256, 128, 1000)
-        assert tile.count(256, 128) * parts > 64
-        assert choice(256, 128, 3)[1] == 1
-        assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
+    assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
+    assert choice(1 << 18, 32, 100)[0].columns == 32
+    assert choice(1 << 18, 192, 100)[0].columns == 64
+    tile, parts = choice(256, 128, 1000)
+    assert tile.count(256, 128) * parts > 64
+    assert choice(256, 128, 3)[1] == 1
+    assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
 
 
 def test_what_the_kernels_cannot_count_is_left_to_the_reference() -> None:
@@ -319,7 +318,7 @@ def test_a_linear_map_is_right_as_a_convolution_too(
         for shape in ((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs))
     )
     expected = (x @ weight.T + bias, dy @ weight, dy.T @ x, dy.sum(axis=0))
-    with mock.patch.object(linear, "three_terms_from", least):
+    with mock.patch.object(linear.settings, "three_terms_from", least):
         moved = [host.asarray(a) for a in (x, weight, bias, dy)]
         y = linear.linear_forward(*moved[:3])
         gradients = linear.linear_backward(moved[3], *moved[:2])
@@ -402,8 +401,9 @@ def blas() -> Iterator[Any]:
     fake = FakeBlas()
     handle = module._Handle.__new__(module._Handle)
     handle.value, handle.workspaces, handle.stream, handle.tf32 = None, {}, None, None
-    with mock.patch.multiple(
-        module, _library=mock.Mock(return_value=fake), _handle=mock.Mock(return_value=handle)
+    with (
+        mock.patch.object(module, "_library", return_value=fake),
+        mock.patch.dict(module._handles, {0: handle}),
     ):
         module.fake = fake
         yield module
@@ -561,7 +561,7 @@ def test_where_cublaslt_does_not_serve_nothing_is_done(blas_lt: Any) -> None:
     on_device = list(map(DeviceArray, arrays))
     blas_lt.fake.count = 0
     assert not blas_lt.affine(*on_device)
-    with mock.patch.object(blas_lt, "enabled", False):
+    with mock.patch.object(blas_lt.settings, "cublas_lt", False):
         assert not blas_lt.affine(*on_device)
     with mock.patch.object(blas_lt, "_library", return_value=None):
         assert not blas_lt.affine(*on_device)

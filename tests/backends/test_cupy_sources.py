@@ -131,6 +131,25 @@ def test_a_source_compiles_and_what_is_hot_does_not_spill(
     assert not spilled, done.stderr
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="compiling for a GPU needs nvcc")
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "instruction"), [(75, "trap"), (80, "mma.sync")])
+def test_a_product_without_tensor_cores_is_an_error(
+    architecture: int, instruction: str, tmp_path: Path
+) -> None:
+    common = FOLDER.joinpath("common.cuh").read_text(encoding="utf-8")
+    code = """extern "C" __global__ void k(float* out) {
+      float d[4] = {}; uint32 a[4] = {}, b[2] = {};
+      mma_tf32(d, a, b);
+      out[threadIdx.x] = d[0];
+    }"""
+    written = tmp_path / "k.cu"
+    written.write_text(f"{common}\n{code}", encoding="utf-8")
+    command = ["nvcc", "--ptx", f"-arch=compute_{architecture}", "-o", "-", str(written)]
+    ptx = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [word for word in ("trap", "mma.sync") if word in ptx] == [instruction]
+
+
 def hot_kernels(stem: str) -> Iterator[str]:
     """Yield patterns for the names of the kernels that say they are hot.
 

@@ -12,9 +12,9 @@ import pytest
 
 import refkd_cupy
 from refkd import dispatch
-from refkd.distill import Batch, LogitDistillation, select
+from refkd.distill import Batch, LogitDistillation, frozen, select
 from refkd.distill.objective import StepResult
-from refkd.errors import NonFiniteError, ShapeError
+from refkd.errors import ConfigError, NonFiniteError, ShapeError
 from refkd.losses import (
     KDSpec,
     softmax_cross_entropy_backward,
@@ -23,7 +23,7 @@ from refkd.losses import (
     softmax_kd_forward,
 )
 from refkd.models import create
-from refkd.nn.layer import add_prefix
+from refkd.nn.layer import Layer, add_prefix
 from refkd.ops import silu_forward
 from refkd.train.optim import SGD, Adam, AdamW
 from refkd.train.step import EagerStep
@@ -147,11 +147,11 @@ def start(objective: Any, optimizer: Any, rows: list[int]) -> Start:
     return Start(params, moments, batches)
 
 
-def take(step: Any, at: Start, *, lr: float = 0.03) -> list[dict[str, float]]:
+def take(step: Any, at: Start, *, lr: float = 0.03, state: Any = None) -> list[dict[str, float]]:
     rng = np.random.default_rng(1)
     with dispatch.use_backend(BACKEND.name):
         return [
-            step(at.params, {}, at.moments, batch, rng, lr=lr, where="here")[0]
+            step(at.params, state or {}, at.moments, batch, rng, lr=lr, where="here")[0]
             for batch in at.batches
         ]
 
@@ -271,14 +271,223 @@ def test_masks_keep_as_many_as_they_should_and_differ() -> None:
     assert abs((one & other).mean() - 0.49) < 0.03
 
 
-def test_a_student_that_changes_with_the_epoch_is_left_to_the_kernels() -> None:
+@dataclasses.dataclass(frozen=True)
+class Centred(Layer):
+    """A network whose logits have no mean over the batch."""
+
+    network: Any
+
+    def init(self, rng: Any, **options: Any) -> Any:
+        return self.network.init(rng, **options)
+
+    def forward(self, params: Any, state: Any, x: Any, **options: Any) -> Any:
+        centred = host.queued(lambda logits: logits - logits.mean(axis=0))
+        return centred(self.network.infer(params, state, x)), None
+
+
+def of_logits(teacher: Any, **options: Any) -> LogitDistillation:
     spec = KDSpec.preset("hinton", temperature=3.0, alpha=0.4)
-    student, teacher = network(9, 8, 5), network(9, 12, 5)
-    objective = LogitDistillation(student, teacher, spec, student_eval_from=3)
-    at = start(objective, SGD(0.1), [6, 6])
+    return LogitDistillation(network(9, 8, 5), teacher, spec, **options)
+
+
+@pytest.mark.parametrize("rows", [[32, 32, 20, 32, 20], [20, 20, 7, 20, 7]])
+def test_a_captured_step_evaluates_the_teacher_by_blocks_as_well(rows: list[int]) -> None:
+    objective, optimizer = of_logits(network(9, 12, 5)), SGD(0.1)
+    captured, eager = (start(objective, optimizer, rows) for _ in range(2))
+    step = step_module.compile_step(objective, optimizer)
+    infer, evaluated = type(objective.teacher).infer, set()
+
+    def noted(teacher: Any, params: Any, state: Any, x: Any) -> Any:
+        evaluated.add(len(x))
+        return infer(teacher, params, state, x)
+
+    def all_are_alike(network: Any, block: int, *_: Any) -> Any:
+        return np.arange(block)  # as on a GPU; those of NumPy's products here are not
+
+    with (
+        mock.patch.object(type(objective.teacher), "infer", noted),
+        mock.patch.object(frozen, "_rows_like_the_first", all_are_alike),
+        mock.patch.object(frozen, "_among_zeros", host.queued(frozen._among_zeros)),
+    ):
+        assert take(step, captured) == take(EagerStep(objective, optimizer), eager)
+    assert_equal(captured, eager)
+    assert not step.reason_against
+    assert len(step._graphs) == 2
+    assert evaluated == {32}
+
+
+def test_a_teacher_that_looks_at_the_batch_is_refused_by_a_captured_step_too() -> None:
+    objective, optimizer = of_logits(Centred(network(9, 12, 5))), SGD(0.1)
+    step = step_module.compile_step(objective, optimizer)
+    with pytest.raises(ConfigError, match="depend on the rest of the batch"):
+        take(step, start(objective, optimizer, [20, 20]))
+    plain = of_logits(objective.teacher, exact=False)
+    take(step_module.compile_step(plain, optimizer), start(plain, optimizer, [20, 20]))
+
+
+def test_a_student_that_changes_with_the_epoch_is_left_to_the_kernels() -> None:
+    objective = of_logits(network(9, 12, 5), student_eval_from=3)
     step = step_module.compile_step(objective, SGD(0.1))
-    take(step, at)
-    assert step.reason_against
+    take(step, start(objective, SGD(0.1), [6, 6]))
+    assert step.reason_against == "epoch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Classification):
+    """With a result that something was done to."""
+
+    change: Any = None
+
+    def value_and_grad(self, params: Any, state: Any, batch: Batch, rng: Any) -> StepResult:
+        result = super().value_and_grad(params, state, batch, rng)
+        return self.change(result, params, batch, rng) or result
+
+
+class OnTheHost(np.ndarray):  # type: ignore[type-arg]
+    """An array that is none of the device's."""
+
+
+def held_by_the_host(x: Any) -> Any:
+    return np.asarray(x).view(OnTheHost)
+
+
+def by_epoch(result: StepResult, params: Any, batch: Batch, rng: Any) -> None:
+    result.terms["loss"] *= np.float32(1 + batch.epoch)
+
+
+def by_step_unpacked(result: StepResult, params: Any, batch: Batch, rng: Any) -> None:
+    *_, step = batch
+    if step == 1:
+        result.terms["loss"] *= np.float32(2)
+
+
+def by_epoch_as_key(result: StepResult, params: Any, batch: Batch, rng: Any) -> None:
+    result.terms["loss"] *= np.float32({0: 1, 1: 2}[batch._asdict()["epoch"]])
+
+
+def by_normal_numbers(result: StepResult, params: Any, batch: Batch, rng: Any) -> None:
+    rng.standard_normal(3)
+
+
+def a_term_of_the_host(result: StepResult, params: Any, batch: Batch, rng: Any) -> None:
+    result.terms["loss"] = float(result.terms["loss"])
+
+
+def a_new_state(result: StepResult, params: Any, batch: Batch, rng: Any) -> StepResult:
+    return result._replace(state={"student.seen": host.asarray(np.ones(3, "f"))})
+
+
+def a_state_of_the_host(result: StepResult, params: Any, batch: Batch, rng: Any) -> StepResult:
+    seen = held_by_the_host(np.ones(3, "f"))
+    return result._replace(state={**result.state, "student.seen": seen})
+
+
+def a_transposed_state(result: StepResult, params: Any, batch: Batch, rng: Any) -> StepResult:
+    seen = host.asarray(np.ones((2, 2), "f")).T
+    return result._replace(state={**result.state, "student.seen": seen})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (by_epoch, "epoch"),
+        (by_step_unpacked, "step"),
+        (by_epoch_as_key, "epoch"),
+        (by_normal_numbers, "rng.standard_normal"),
+        (a_term_of_the_host, "a term that is no array"),
+        (a_new_state, "a state that changes its form"),
+        (a_state_of_the_host, "a state on the host"),
+        (a_transposed_state, "a state that is not in C order"),
+    ],
+)
+def test_what_a_graph_cannot_do_is_left_to_the_kernels(change: Any, reason: str) -> None:
+    objective, optimizer = Changed(network(9, 8, 5), change), SGD(0.1)
+    shape = (2, 2) if change is a_transposed_state else (3,)
+    given = {} if change is a_new_state else {"student.seen": host.asarray(np.zeros(shape, "f"))}
+    starts = [start(objective, optimizer, [6, 6, 6]) for _ in range(2)]
+    steps: list[Any] = [step_module.compile_step(objective, optimizer)]
+    steps.append(EagerStep(objective, optimizer))
+    terms = [take(step, at, state=given) for step, at in zip(steps, starts, strict=True)]
+    assert terms[0] == terms[1]
+    assert_equal(*starts)
+    assert steps[0].reason_against == reason
+
+
+def labels_on_the_host(at: Start) -> None:
+    at.batches[0] = at.batches[0]._replace(labels=held_by_the_host(at.batches[0].labels))
+
+
+def a_transposed_parameter(at: Start) -> None:
+    at.params["student.fc1.weight"] = host.asarray(at.params["student.fc1.weight"].T).T
+
+
+def a_count_on_the_device(at: Start) -> None:
+    at.moments["step"] = mock.MagicMock()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (labels_on_the_host, "a batch on the host"),
+        (a_transposed_parameter, "a parameter that is not float32 in C order"),
+        (a_count_on_the_device, "a count of steps that is not on the host"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_left_to_the_kernels(change: Any, reason: str) -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), Adam(0.1)
+    at = start(objective, optimizer, [6])
+    change(at)
+    step = step_module.compile_step(objective, optimizer)
+    with mock.patch.object(EagerStep, "__call__", return_value=({}, {})):
+        take(step, at)
+    assert step.reason_against == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda grad: grad.astype(np.float64), "a gradient that is not float32"),
+        (lambda grad: grad[:1].copy(), "a gradient of another shape"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_left_to_the_kernels(change: Any, reason: str) -> None:
+    def changed(result: StepResult, *_: Any) -> None:
+        result.grads["student.fc1.bias"] = change(result.grads["student.fc1.bias"])
+
+    objective, optimizer = Changed(network(9, 8, 5), changed), SGD(0.1)
+    step = step_module.compile_step(objective, optimizer)
+    with mock.patch.object(EagerStep, "__call__", return_value=({}, {})):
+        take(step, start(objective, optimizer, [6]))
+    assert step.reason_against == reason
+
+
+@pytest.mark.parametrize("plays_before", [0, 1])
+@pytest.mark.parametrize("of", ["terms", "grads"])
+def test_a_graph_that_is_off_by_a_bit_is_refused(
+    plays_before: int, of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    captured, eager = (start(objective, optimizer, [6, 6]) for _ in range(2))
+    step = step_module.compile_step(objective, optimizer)
+    capture, plays = host.host_device.capture, []
+
+    def off_by_a_bit(*of_work: Any) -> Any:
+        made, play = capture(*of_work)
+        last = list(getattr(made[0], of).values())[-1]
+
+        def play_wrongly() -> None:
+            play()
+            if len(plays) == plays_before:
+                last.reshape(-1).view(np.int32)[-1] ^= 1
+            plays.append(1)
+
+        return made, play_wrongly
+
+    with mock.patch.object(host.host_device, "capture", off_by_a_bit):
+        assert take(step, captured) == take(EagerStep(objective, optimizer), eager)
+    assert_equal(captured, eager)
+    assert step.reason_against == "RuntimeError: it computes something else than the kernels"
+    assert step.reason_against in capsys.readouterr().err
 
 
 def test_a_capture_that_fails_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,6 +501,105 @@ def test_a_capture_that_fails_is_said_once(capsys: pytest.CaptureFixture[str]) -
     words = capsys.readouterr().err
     assert words.count("\n") == 1
     assert "could not be captured as a CUDA graph (RuntimeError: operation not permitted" in words
+
+
+def captures(step: Any, at: Start) -> list[bool]:
+    """Take the steps, and return of each whether a graph was captured for it."""
+    found = []
+    for batch in at.batches:
+        with mock.patch.object(host.host_device, "capture", wraps=host.host_device.capture) as made:
+            take(step, dataclasses.replace(at, batches=[batch]))
+        found.append(made.called)
+    return found
+
+
+def test_the_graph_that_was_not_played_for_longest_makes_room() -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    step = step_module.compile_step(objective, optimizer)
+    at = start(objective, optimizer, [2, 3, 4, 5, 2, 6, 2, 3])
+    assert captures(step, at) == [True, True, True, True, False, True, False, True]
+
+
+def test_captures_come_to_an_end_and_graphs_that_are_there_are_played_on() -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    captured, eager = (start(objective, optimizer, [2, 3, 4, 5, 6] * 3) for _ in range(2))
+    step = step_module.compile_step(objective, optimizer)
+    with mock.patch.object(step_module, "_MOST_CAPTURES", 7):
+        made = captures(step, captured)
+    assert sum(made) == 7
+    take(EagerStep(objective, optimizer), eager)
+    assert_equal(captured, eager)
+    with mock.patch.object(step, "_eager", return_value=({}, {})) as left:
+        take(step, dataclasses.replace(captured, batches=captured.batches[:5]))
+    assert left.call_count == 1
+
+
+def test_arrays_that_are_others_each_time_are_left_to_the_kernels() -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    at = start(objective, optimizer, [6])
+    step = step_module.compile_step(objective, optimizer)
+    with mock.patch.object(step_module, "_MOST_CAPTURES", 3):
+        for _ in range(4):
+            assert not step.reason_against
+            at.params = {name: host.asarray(array) for name, array in at.params.items()}
+            take(step, at)
+    assert "others each time" in step.reason_against
+
+
+def test_a_shape_that_cannot_be_captured_leaves_the_others_theirs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    captured, eager = (start(objective, optimizer, [6, 4, 6, 4]) for _ in range(2))
+    step = step_module.compile_step(objective, optimizer)
+    capture = mock.Mock(side_effect=[host.host_device.capture, MemoryError("full")])
+    with mock.patch.object(host.host_device, "capture", lambda *work: capture()(*work)):
+        assert take(step, captured) == take(EagerStep(objective, optimizer), eager)
+    assert capture.call_count == 2
+    assert_equal(captured, eager)
+    assert step.reason_against == "MemoryError: full"
+    assert "images of shape (4, 9) could not be captured" in capsys.readouterr().err
+    with mock.patch.object(step, "_eager") as left:
+        take(step, dataclasses.replace(captured, batches=captured.batches[:1]))
+    assert not left.called
+    assert not step.reason_against
+
+
+def test_mistakes_do_not_end_the_captures() -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    at = start(objective, optimizer, [6, 6])
+    at.batches[0] = at.batches[0]._replace(labels=at.batches[0].labels[:3])
+    step = step_module.compile_step(objective, optimizer)
+    with mock.patch.object(step_module, "_MOST_CAPTURES", 1):
+        for _ in range(2):
+            with pytest.raises(ShapeError):
+                take(step, dataclasses.replace(at, batches=at.batches[:1]))
+        take(step, dataclasses.replace(at, batches=at.batches[1:]))
+    assert not step.reason_against
+
+
+def test_what_only_a_capture_refuses_is_not_tried_again() -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    at = start(objective, optimizer, [6, 6])
+    step = step_module.compile_step(objective, optimizer)
+    refusing = mock.Mock(side_effect=ConfigError("rng must be a Generator"))
+    with mock.patch.object(host.host_device, "capture", refusing):
+        take(step, at)
+    assert refusing.call_count == 1
+    assert step.reason_against == "rng must be a Generator"
+
+
+@pytest.mark.parametrize("setting", ["tf32", "three_terms", "three_terms_from", "cublas_lt"])
+def test_a_setting_that_chooses_kernels_has_graphs_of_its_own(setting: str) -> None:
+    objective, optimizer = Classification(network(9, 8, 5)), SGD(0.1)
+    step = step_module.compile_step(objective, optimizer)
+    settings = step_module.settings
+    before, at = getattr(settings, setting), start(objective, optimizer, [6])
+    found = []
+    for value in (before, 0 if setting == "three_terms_from" else not before, before):
+        with mock.patch.object(settings, setting, value):
+            found += captures(step, at)
+    assert found == [True, True, False]
 
 
 def test_a_mistake_is_the_kernels_to_name() -> None:

@@ -5,6 +5,7 @@ What these tests compare is the work of one BLAS on one machine.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from refkd import dispatch
 from refkd.data.dataset import Normalization, Split, to_batch
 from refkd.dispatch import Backend, use_backend
-from refkd.distill import LogitDistillation, Stage, frozen_logits
+from refkd.distill import LogitDistillation, Stage, frozen, frozen_logits
 from refkd.losses import KDSpec
 from refkd.models import create
 from refkd.nn.layer import add_prefix
@@ -86,6 +87,20 @@ def test_each_backend_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
             stored = frozen_logits(NETWORKS["digits"], params, state, images, block=32)
             shifted = frozen_logits(NETWORKS["digits"], params, state, images[1:], block=32)
             np.testing.assert_array_equal(shifted, stored[1:])
+
+
+@pytest.mark.parametrize("alike", [32, 20])
+def test_where_the_first_rows_are_alike_no_index_is_moved(
+    alike: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = NETWORKS["digits"]
+    params, state, images = drawn(teacher, 50, dtype=np.float64)
+    expected, _ = teacher.forward(params, state, images, train=False)
+    backend = dataclasses.replace(dispatch.get_backend("numpy"), asarray=None)
+    monkeypatch.setattr(frozen, "_rows_like_the_first", lambda *_: np.arange(alike))
+    monkeypatch.setattr(frozen, "backend_of", lambda x: backend)
+    logits = frozen_logits(teacher, params, state, images, block=32)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])

@@ -30,6 +30,7 @@ __all__ = [
     "empty_images",
     "gemm",
     "is_array",
+    "lasting",
     "launch",
     "limit_memory",
     "multiprocessors",
@@ -57,6 +58,12 @@ _ANY_WAY = 4  # cudaMemcpyDefault
 def asarray(x: Any) -> Array:
     """Return an array of NumPy on the device, in C order."""
     return cupy.asarray(x)
+
+
+def lasting(x: Any) -> Array:
+    """Return the same in memory that is no graph's, to be kept for later calls."""
+    with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+        return asarray(x)
 
 
 def to_numpy(x: Array) -> Any:

@@ -54,7 +54,7 @@ def _statistics(
     # No mean of −0, which the reference does not subtract.
     each = [np.broadcast_to(np.asarray(v, _FLOAT32), channels) + _FLOAT32.type(0)
             for v in (mean, std)]  # fmt: skip
-    return [device.asarray(values) for values in each]
+    return [device.lasting(values) for values in each]
 
 
 KERNELS = {"pixels_to_float": pixels_to_float}

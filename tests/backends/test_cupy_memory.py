@@ -213,3 +213,11 @@ def test_a_capture_that_fails_leaves_no_workspace(device: Any, blas: Any) -> Non
     with pytest.raises(RuntimeError, match="not permitted"):
         device.capture(lambda: None, failing)
     assert not blas._handles[0].workspaces
+
+
+def test_what_later_calls_use_lies_in_no_graph_s_memory(cupy: Any, device: Any) -> None:
+    allocators: list[Any] = []
+    cupy.asarray = lambda x: allocators.append(cupy.cuda.malloc)
+    with cupy.cuda.using_allocator(Pool().malloc):
+        device.lasting(np.zeros(3))
+    assert allocators == [cupy.get_default_memory_pool().malloc]

@@ -104,6 +104,15 @@ def test_heads_within_the_rows_are_read_and_written_where_they_lie() -> None:
         assert a.swapaxes(1, 2).flags.c_contiguous
 
 
+def test_queries_are_scaled_before_their_products_overflow() -> None:
+    q, k, v = (np.array(x, "f").reshape(1, 1, -1, 1) for x in ([1e20], [1e20, 2e20], [1, 2]))
+    for tf32 in (False, True):
+        with mock.patch.object(attention.settings, "tf32", tf32):
+            call = Call("attention_forward", "", {"q": q, "k": k, "v": v, "scale": 1e-10})
+            for actual, expected in zip(results(BACKEND, call), reference(call), strict=True):
+                np.testing.assert_array_equal(actual, expected)
+
+
 def test_heads_too_wide_are_left_to_the_reference() -> None:
     (arguments, _) = drawn(0, 3, 4, 129, 4)
     arrays = list(map(host.asarray, arguments.values()))

@@ -19,7 +19,9 @@ from tests.backends.judge import error
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
 
 BACKEND = host.host_backend("layer_norm", "batch_norm", "group_norm")
-channel_norm, group_norm = host.launchers("channel_norm", "group_norm").values()
+channel_norm, group_norm, layer_norm = host.launchers(
+    "channel_norm", "group_norm", "layer_norm"
+).values()
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,15 @@ def test_layer_norm_of_any_number_of_rows(rows: int, width: int) -> None:
         lambda seed: drawn(seed, (rows, width), width, 50.0),
         ("y", "mean", "rstd"),
     )
+
+
+def test_layer_norm_of_rows_longer_than_a_grid_is_left_to_the_reference() -> None:
+    row = np.broadcast_to(np.float32(1), (1, layer_norm._WIDEST + 1))
+    statistics = np.ones(1, "f")
+    assert layer_norm._WIDEST // layer_norm._TILE == 65535
+    assert layer_norm.layer_norm_forward(row, row[0], row[0]) is NotImplemented
+    backward = layer_norm.layer_norm_backward(row, row, row[0], statistics, statistics)
+    assert backward is NotImplemented
 
 
 SHAPES = [

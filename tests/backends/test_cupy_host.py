@@ -20,7 +20,7 @@ import refkd_cupy
 from refkd import dispatch
 from tests.backends import cuda_host as host
 from tests.backends.calls import LAYOUTS, Call, calls, pair_of, reference
-from tests.backends.checks import check_drawn, check_not_finite, planted
+from tests.backends.checks import check_drawn, check_mistakes, check_not_finite, planted
 from tests.backends.drawn import PAIRS
 from tests.backends.judge import Judged, check_accuracy, in_bits, judged_calls
 from tests.backends.override import Override
@@ -109,6 +109,17 @@ def test_nan_and_infinity_come_out_where_the_reference_has_them(override: Overri
             for special in (np.nan, np.inf, -np.inf):
                 if call.arrays[name].size:
                     check_not_finite(override, planted(call, name, special, rng))
+
+
+@each_override
+def test_a_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -> None:
+    check_mistakes(override, calls(override.kernel, large=False)[::8])
+
+
+@pytest.mark.slow
+@each_override
+def test_any_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -> None:
+    check_mistakes(override, calls(override.kernel, large=False))
 
 
 drawn_overrides = pytest.mark.parametrize(

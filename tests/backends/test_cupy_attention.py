@@ -63,6 +63,15 @@ def test_sequences_of_any_length(lengths: tuple[int, int], blocks: int) -> None:
         check(*lengths, 12, 8)
 
 
+@pytest.mark.parametrize("width", [17, 64, 100])
+@pytest.mark.parametrize(("queries", "rows"), [(9, 1), (20, 2), (40, 4)])
+def test_any_rows_and_columns_of_a_thread(queries: int, rows: int, width: int) -> None:
+    with mock.patch.object(attention.device, "multiprocessors", return_value=1):
+        arguments, _ = drawn(0, queries, 21, width, width)
+        assert attention._plan(*map(host.asarray, arguments.values())).rows == rows
+        check(queries, 21, width, width)
+
+
 @pytest.mark.parametrize(("multiprocessors", "rows"), [(1, 4), (5, 2), (10, 1)])
 def test_a_block_does_as_many_queries_as_leave_work_for_all(
     multiprocessors: int, rows: int
@@ -132,7 +141,15 @@ def test_a_query_without_a_number_spoils_its_own_row_only() -> None:
 @pytest.mark.parametrize("blocks", [1, 5, 10**6])
 @pytest.mark.parametrize(
     "sizes",
-    [(65, 64, 32, 32), (70, 130, 12, 8), (3, 5, 1, 1), (19, 203, 64, 36), (33, 21, 127, 128)],
+    [
+        (65, 64, 32, 32),
+        (70, 130, 12, 8),
+        (3, 5, 1, 1),
+        (19, 203, 64, 36),
+        (33, 21, 127, 128),
+        (40, 21, 64, 50),
+        (20, 21, 100, 90),
+    ],
     ids=str,
 )
 def test_tensor_cores_round_what_they_multiply_where_they_may(

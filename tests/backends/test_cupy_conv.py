@@ -89,7 +89,7 @@ def forced(stem: str, gather: Any, weight: Any, parts: int) -> Any:
 
     def choice(stem: str, tiles: Any, *sizes: int) -> Any:
         wanted = gather if tiles in conv._GATHER_TILES.values() else weight
-        return (wanted if wanted in tiles else tiles[-1]), parts
+        return next((tile for tile in tiles if tile[:2] == wanted[:2]), tiles[-1]), parts
 
     return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), _choice=choice)
 

@@ -144,6 +144,20 @@ def test_average_pooling_and_its_backward_are_adjoint(channels: int) -> None:
         )
 
 
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3)], ids=str)
+def test_images_are_enlarged_and_blocks_summed(channels: int, factors: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).standard_normal((2, channels, 4, 6)).astype("f")
+    for kernel, name in (
+        ("upsample_nearest2d_forward", "x"),
+        ("upsample_nearest2d_backward", "dy"),
+    ):
+        call = Call(kernel, "", {name: images, "scale_factor": factors})
+        for arrangement in ("channels last", "odd address"):
+            actual = results(BACKEND, call, arrangement)[0]
+            np.testing.assert_allclose(actual, reference(call)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kernel", ["max_pool2d_forward", "avg_pool2d_forward"])
 def test_images_come_with_the_channels_last(kernel: str) -> None:
     x = host.asarray(np.ones((2, 5, 6, 6), "f"))

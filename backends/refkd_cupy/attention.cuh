@@ -131,6 +131,7 @@ __device__ __forceinline__ void by_queries(const Matrix& a, const Matrix& b, con
     cp_async_wait<1>();
     __syncthreads();
     if (FORWARD && t == 0) {  // before the products, which may be too large or too small without
+#pragma unroll 1
       for (int i = 4 * threadIdx.x; i < Rows::COUNT * pitch_of(a.width); i += 4 * THREADS) {
         const float4 four = load4(own + i);
         store4(own + i,

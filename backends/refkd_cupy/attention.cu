@@ -70,12 +70,11 @@ struct Rows : Sums<R, COLUMNS> {
   // The first row of a warp.
   static __device__ __forceinline__ int first_row() { return warp_index() * 2 * R; }
 
-  // Write the products of a's R rows of this thread with every 16th row of b's tile, times
-  // `scale`, into the thread's rows of scores. `count` of the tile's rows exist; FULL promises all.
+  // Write the products of a's R rows of this thread with every 16th row of b's tile into the
+  // thread's rows of scores. `count` of the tile's rows exist; FULL promises all.
   template <bool FULL>
   static __device__ __forceinline__ void score(const float* a, const float* b, int width,
-                                               int count, float scale, float* scores,
-                                               int pitch) {
+                                               int count, float* scores, int pitch) {
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16, inner = pitch_of(width);
     float products[R][4];
 #pragma unroll
@@ -108,7 +107,7 @@ struct Rows : Sums<R, COLUMNS> {
       if (FULL || tx + 16 * j < count) {
 #pragma unroll
         for (int i = 0; i < R; ++i)
-          scores[(ty * R + i) * pitch + tx + 16 * j] = products[i][j] * scale;
+          scores[(ty * R + i) * pitch + tx + 16 * j] = products[i][j];
       }
     }
   }

@@ -98,7 +98,7 @@ __device__ __forceinline__ void softmax_gradient_row(float* scores, const float*
   }
 }
 
-// The forward, of a = q, b = k and c = v: rows of S = scale · a bᵀ become those of P, y = P c.
+// The forward, of a = q, b = k and c = v: rows of S = (scale · a) bᵀ become those of P, y = P c.
 // The backward by queries, of a = dy, b = v and c = k: dP = a bᵀ becomes dS, dq = scale · dS c.
 // A block for each `Rows::COUNT` rows of each head, heads one after another.
 template <typename Rows, bool FORWARD>
@@ -130,14 +130,22 @@ __device__ __forceinline__ void by_queries(const Matrix& a, const Matrix& b, con
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
+    if (FORWARD && t == 0) {  // before the products, which may be too large or too small without
+#pragma unroll 1
+      for (int i = 4 * threadIdx.x; i < Rows::COUNT * pitch_of(a.width); i += 4 * THREADS) {
+        const float4 four = load4(own + i);
+        store4(own + i,
+               make_float4(four.x * scale, four.y * scale, four.z * scale, four.w * scale));
+      }
+      __syncthreads();
+    }
     const float* now = tile + t % 2 * size;
     const int count = min(TILE, keys - begin);
     if (t < tiles) {
-      const float factor = FORWARD ? scale : 1.0f;
       if (works && count == TILE)
-        Rows::template score<true>(own, now, a.width, count, factor, scores + begin, pitch);
+        Rows::template score<true>(own, now, a.width, count, scores + begin, pitch);
       else if (works)
-        Rows::template score<false>(own, now, a.width, count, factor, scores + begin, pitch);
+        Rows::template score<false>(own, now, a.width, count, scores + begin, pitch);
     } else if (works) {
       product.collect(scores + begin, pitch, now, c.width, count);
     }

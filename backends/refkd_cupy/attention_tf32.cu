@@ -74,12 +74,11 @@ struct Rows : Sums<R, (COLUMNS * R + 3) / 4> {
 
   static __device__ __forceinline__ int first_row() { return Result::row(); }
 
-  // Write the products of a's rows of this warp with its rows of b's tile, times `scale`, into
-  // scores. `count` of the tile's rows exist.
+  // Write the products of a's rows of this warp with its rows of b's tile into scores. `count` of
+  // the tile's rows exist.
   template <bool FULL>
   static __device__ __forceinline__ void score(const float* a, const float* b, int width,
-                                               int count, float scale, float* scores,
-                                               int pitch) {
+                                               int count, float* scores, int pitch) {
     using Products = Sums<R, R>;
     const int inner = pitch_of(width), row = Products::row(), column = Products::column();
     Products products;
@@ -97,7 +96,7 @@ struct Rows : Sums<R, (COLUMNS * R + 3) / 4> {
       for (int e = 0; e < 4; ++e) {
         const int n = column + 8 * j + 2 * t + e % 2;
         if (FULL || n < count)
-          scores[(row + g + e / 2 * 8) * pitch + n] = products.at[j][e] * scale;
+          scores[(row + g + e / 2 * 8) * pitch + n] = products.at[j][e];
       }
   }
 

@@ -28,7 +28,7 @@ struct Axis {
   __device__ __forceinline__ int first(int i) const {
     if (!stride) return i * count / size;
     const int least = i + padding - kernel + 1;
-    return least > 0 ? (least + stride - 1) / stride : 0;
+    return least > 0 ? (least - 1) / stride + 1 : 0;
   }
   __device__ __forceinline__ int last(int i) const {
     return stride ? min((i + padding) / stride, count - 1) : ((i + 1) * count - 1) / size;

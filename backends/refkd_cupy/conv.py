@@ -20,6 +20,7 @@ from refkd.ops.window import Pair, Size, as_pair
 from refkd_cupy import conv_depthwise, device, settings
 from refkd_cupy.alignment import at_vectors
 from refkd_cupy.layout import as_images, channels_last
+from refkd_cupy.operands import can_be_counted
 from refkd_cupy.sums import sum_parts
 
 __all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
@@ -27,12 +28,14 @@ __all__ = ["KERNELS", "backward_input", "backward_weight", "forward", "sizes"]
 _FLOAT32 = np.dtype(np.float32)
 _MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 bits
 _MOST_BLOCKS = 65535  # along the second and third axes of a grid
-_MOST_TAPS = 2048  # of a kernel: what shared memory has a place for
+_MOST_TAPS = 2048  # of a kernel: what shared memory has a place for, where there is enough of it
+_PACKED = 32  # outputs that a block packs at a time
 _DEPTH = 16  # terms of the sums in one step
 _STAGES = 3
 _FEW_TERMS = 64  # up to which tensor cores are not worth their rounding
 _MOST_STEPS = 256  # in a part of the sum over pixels: longer sums lose accuracy
 _MANY_PARTS = 8
+_MOST_SUMS = 2**27  # entries of all parts of a sum, where there are many: 512 MiB
 
 _FMA, _THREE_TERMS, _TF32 = "conv_fma", "conv_tensor", "conv_tf32"
 
@@ -83,10 +86,18 @@ class _Tile(NamedTuple):
         warps = 16 if stem == _FMA else 8 if self.wide else 12
         return warps // self.warps(stem)
 
-    def shared(self, stem: str, by_rows: bool) -> int:
-        """Return how many bytes of shared memory the stages take, where A lies by rows or not."""
-        pads = (4 * self.rows if by_rows else 8 * _DEPTH) + 8 * _DEPTH if stem == _FMA else 0
-        return 4 * _STAGES * (_DEPTH * (self.rows + self.columns) + pads)
+    def shared(self, stem: str, taps: int) -> int:
+        """Return how many bytes of shared memory a block asks for, to gather along so many taps.
+
+        No taps stand for the sums over pixels, whose A does not lie by rows.
+        """
+        pads = (4 * self.rows if taps else 8 * _DEPTH) + 8 * _DEPTH if stem == _FMA else 0
+        return 4 * _STAGES * (_DEPTH * (self.rows + self.columns) + pads) + 16 * taps
+
+    def fits(self, stem: str, taps: int, limit: int) -> bool:
+        """Return whether a block finds it below a limit, with what it notes of pixels besides."""
+        noted = 16 * self.rows if taps else 32 * 32 * self.warps(stem)
+        return self.shared(stem, taps) + noted <= limit
 
 
 def conv2d_forward(
@@ -99,6 +110,8 @@ def conv2d_forward(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
+    if not _are_images(x, weight):
+        return NotImplemented
     arrays = (x, weight) if bias is None else (x, weight, bias)
     g = sizes(arrays, x.shape, weight.shape, stride, padding, dilation, groups)
     if g is None or (bias is not None and bias.shape != (g.outputs,)):
@@ -117,6 +130,8 @@ def conv2d_backward(
     groups: int = 1,
     need_dx: bool = True,
 ) -> Any:
+    if not _are_images(x, weight):
+        return NotImplemented
     g = sizes((dy, x, weight), x.shape, weight.shape, stride, padding, dilation, groups)
     if g is None or dy.shape != (g.batch, g.outputs, *g.output_size):
         return NotImplemented
@@ -184,8 +199,20 @@ def sizes(
         return None
     padded = math.prod(n + 2 * z for n, z in zip(g.input_size, g.padding, strict=True))
     entries = max(g.batch * padded * max(g.inputs, g.outputs), 4 * g.outputs * g.taps)
-    fits = entries <= _MOST_ENTRIES and math.prod(g.kernel_size) <= _MOST_TAPS
-    return g if g.batch and fits and g.groups * math.prod(g.stride) <= _MOST_BLOCKS else None
+    taps = math.prod(g.kernel_size)
+    blocks = max(
+        g.groups * math.prod(g.stride),
+        -(-g.outputs // (g.groups * _PACKED)),
+        -(-g.batch * g.positions // (_DEPTH * _MOST_STEPS)),
+    )
+    fits = (
+        entries <= _MOST_ENTRIES
+        and can_be_counted(*g.dilation)
+        and blocks <= _MOST_BLOCKS
+        and taps <= _MOST_TAPS
+        and _SMALLEST.fits(_FMA, taps, device.shared_limit())
+    )
+    return g if fits else None
 
 
 def _as_pair(size: Size) -> Pair | None:
@@ -231,7 +258,7 @@ def _packed_for_forward(stem: str, weight: Array, g: ConvSizes) -> Array:
     outputs, inputs, taps = _of_a_group(g)
     step, pairs = -(-outputs // 4) * 4, _are_pairs(stem, inputs)
     packed = device.empty((g.groups, taps, inputs // (1 + pairs), step * (1 + pairs)))
-    grid = (-(-inputs * taps // 32), -(-step // 32), g.groups)
+    grid = (-(-inputs * taps // 32), -(-step // _PACKED), g.groups)
     flags = stem == _TF32, pairs
     arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
     device.launch("conv_weight", "pack_for_forward", grid, (32, 8), arguments)
@@ -299,8 +326,8 @@ def _gather(
     source, vector = at_vectors(source), _vector(source, g.groups)
     steps = -(-terms // (count // g.groups * _DEPTH))
     tile, parts = _choice(
-        stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size,
-        device.multiprocessors(),
+        stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size, taps,
+        device.multiprocessors(), device.shared_limit(),
     )  # fmt: skip
     result = target if parts == 1 else device.empty((parts, *target.shape))
     arguments = [source, packed, bias, result, *map(np.int32, (
@@ -313,7 +340,7 @@ def _gather(
         (tile.count(pixels, columns), count, parts),
         32 * tile.warps(stem),
         arguments,
-        shared=tile.shared(stem, by_rows=True) + 16 * taps,
+        shared=tile.shared(stem, taps),
     )
     if parts > 1:
         sum_parts(result, target, bias)
@@ -330,10 +357,12 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
     steps = -(-pixels // _DEPTH)
     stem = _stem(pixels)
     tile, parts = _choice(
-        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns,
-        device.multiprocessors(),
+        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns, 0,
+        device.multiprocessors(), device.shared_limit(),
     )  # fmt: skip
     parts = max(parts, -(-steps // _MOST_STEPS))
+    if parts > max(_MANY_PARTS, _MOST_SUMS // (g.outputs * columns)) and g.batch > 1:
+        return _weight_sums_of_halves(dy, x, g, need_dbias)
     sums = device.empty((parts, g.outputs, *g.kernel_size, inputs))
     bias_sums = device.empty((parts, g.outputs)) if need_dbias else None
     arguments = [dy, x, sums, bias_sums, *map(np.int32, (
@@ -346,8 +375,25 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
         (tile.count(outputs, columns), g.groups, parts),
         32 * tile.warps(stem),
         arguments,
-        shared=tile.shared(stem, by_rows=False),
+        shared=tile.shared(stem, 0),
     )
+    return sums, bias_sums
+
+
+def _weight_sums_of_halves(
+    dy: Array, x: Array, g: ConvSizes, need_dbias: bool
+) -> tuple[Array, Array | None]:
+    """Return the same in two parts, those of either half of the batch summed at once."""
+    _, inputs, _ = _of_a_group(g)
+    sums = device.empty((2, g.outputs, *g.kernel_size, inputs))
+    bias_sums = device.empty((2, g.outputs)) if need_dbias else None
+    half = g.batch // 2
+    for i, images in enumerate((slice(half), slice(half, None))):
+        of_half = g._replace(batch=len(dy[images]))
+        parts, bias_parts = _weight_sums(dy[images], x[images], of_half, need_dbias)
+        sum_parts(parts, sums[i])
+        if bias_sums is not None:
+            sum_parts(bias_parts, bias_sums[i])
     return sums, bias_sums
 
 
@@ -366,14 +412,15 @@ def _vector(x: Array, groups: int) -> int:
     return 4 if x.shape[3] % (4 * groups) == 0 else 1
 
 
+_SMALLEST = _Tile(64, 64)
 _GATHER_TILES = {
-    4: (_Tile(128, 128, wide=True), _Tile(128, 64, wide=True), _Tile(64, 64), _Tile(128, 32)),
-    1: (_Tile(128, 64), _Tile(64, 64)),
+    4: (_Tile(128, 128, wide=True), _Tile(128, 64, wide=True), _SMALLEST, _Tile(128, 32)),
+    1: (_Tile(128, 64), _SMALLEST),
 }
 _WEIGHT_TILES = {
-    (4, 4): (_Tile(128, 128, wide=True), _Tile(64, 128, wide=True), _Tile(64, 64)),
-    (4, 1): (_Tile(64, 64),),
-    (1, 1): (_Tile(64, 64),),
+    (4, 4): (_Tile(128, 128, wide=True), _Tile(64, 128, wide=True), _SMALLEST),
+    (4, 1): (_SMALLEST,),
+    (1, 1): (_SMALLEST,),
 }
 
 
@@ -386,12 +433,16 @@ def _choice(
     count: int,
     steps: int,
     entries: int,
+    taps: int,
     multiprocessors: int,
+    shared_limit: int,
 ) -> tuple[_Tile, int]:
     """Return a tile, and into how many parts to cut sums of ``steps``, that should be quickest.
 
-    For ``count`` products of rows × columns whose results have ``entries`` altogether.
+    For ``count`` products of rows × columns whose results have ``entries`` altogether, of tiles
+    whose shared memory is below the device's limit for so many taps (see :meth:`_Tile.shared`).
     """
+    tiles = tuple(tile for tile in tiles if tile.fits(stem, taps, shared_limit))
     speed = _SPEEDS[stem]
     most = max(1, min(steps // _LEAST_STEPS, _MOST_PARTS))
 

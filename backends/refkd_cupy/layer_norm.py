@@ -24,6 +24,7 @@ _LONG = 1024  # entries of a row; above, a block does it
 _THREADS = 256
 _RESIDENT = {1: 12, 2: 8, 4: 4, 8: 2}  # blocks that a multiprocessor runs, by _vectors
 _TILE = 128  # columns of a block that sums
+_WIDEST = 65535 * _TILE  # row of which a grid has blocks for all columns
 _LIMIT = 1 << 31
 
 
@@ -85,6 +86,7 @@ def _fits(x: Any, *vectors: Any) -> bool:
         are_float32(x)
         and x.ndim >= 2
         and x.size < _LIMIT
+        and x.shape[-1] <= _WIDEST
         and are_float32(*vectors)
         and vectors[0].shape == x.shape[-1:]
     )

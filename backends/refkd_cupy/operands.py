@@ -8,9 +8,10 @@ import numpy as np
 
 from refkd_cupy import device
 
-__all__ = ["are_float32", "is_number", "is_positive"]
+__all__ = ["are_float32", "can_be_counted", "is_number", "is_positive"]
 
 _FLOAT32 = np.dtype(np.float32)
+_LIMIT = 1 << 31
 
 
 def are_float32(first: Any, *others: Any) -> bool:
@@ -21,6 +22,11 @@ def are_float32(first: Any, *others: Any) -> bool:
         if not device.is_array(other) or other.dtype != _FLOAT32 or other.shape != first.shape:
             return False
     return True
+
+
+def can_be_counted(*steps: int) -> bool:
+    """Return whether so many steps, none negative, lead no further than a 32-bit number counts."""
+    return sum(steps) < _LIMIT
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from refkd.ops.window import Pair, Size, as_image_shape, as_pair
 from refkd_cupy import device
 from refkd_cupy.alignment import at_vectors
 from refkd_cupy.layout import channels_last
-from refkd_cupy.operands import are_float32
+from refkd_cupy.operands import are_float32, can_be_counted
 
 __all__ = ["KERNELS", "are_images", "plane_of", "spread_vectors", "vector", "windows_of"]
 
@@ -108,7 +108,10 @@ def windows_of(
 @lru_cache(maxsize=256)
 def _pooling_windows(
     plane: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
-) -> tuple[Windows, Windows]:
+) -> tuple[Windows, Windows] | None:
+    for sizes in zip(plane, padding, padding, stride, dilation, strict=True):
+        if not can_be_counted(*sizes):
+            return None
     return pooling_windows("", plane, kernel, stride, padding, dilation, ceil_mode=ceil_mode)
 
 

@@ -13,6 +13,7 @@ from refkd.ops.window import Pair, Size, as_image_shape, as_pair
 from refkd_cupy import device
 from refkd_cupy.alignment import at_vectors
 from refkd_cupy.layout import channels_last
+from refkd_cupy.operands import can_be_counted
 from refkd_cupy.pool import are_images, spread_vectors, vector
 
 __all__ = ["KERNELS"]
@@ -87,6 +88,7 @@ def _are_options(stride: Any, zeros: Any) -> bool:
     return (
         type(stride) is int
         and stride >= 1
+        and can_be_counted(stride)
         and isinstance(zeros, (tuple, list))
         and len(zeros) == 2
         and all(type(z) is int and z >= 0 for z in zeros)

@@ -19,16 +19,16 @@ extern "C" __global__ void sum_parts(const float* parts, const float* bias, floa
 extern "C" __global__ void column_sums(const float* x, float* parts, int rows, int columns) {
   __shared__ float sums[8][33];
   int column = blockIdx.x * 32 + threadIdx.x;
-  int each = (rows + gridDim.y - 1) / gridDim.y;
-  int begin = blockIdx.y * each, end = min(rows, begin + each);
+  int64 each = ((int64)rows + gridDim.y - 1) / gridDim.y;
+  int64 begin = blockIdx.y * each, end = min((int64)rows, begin + each);
   float total = 0;
   if (column < columns) {
-    for (int first = begin + threadIdx.y; first < end; first += 128) {
+    for (int64 first = begin + threadIdx.y; first < end; first += 128) {
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        int row = first + 8 * i;
-        if (row < end) sum += x[(int64)row * columns + column];
+        int64 row = first + 8 * i;
+        if (row < end) sum += x[row * columns + column];
       }
       total += sum;
     }

@@ -29,7 +29,7 @@ def sgd_update(
     if not (_fit(arrays) and all(map(is_number, (lr, momentum, weight_decay)))):
         return NotImplemented
     numbers = map(np.float32, map(float, (lr, momentum, weight_decay)))
-    return _update("sgd_update", arrays, [*numbers, np.bool_(nesterov)])
+    return _update("sgd_update", arrays, [*numbers, np.bool_(bool(nesterov))])
 
 
 def adam_update(

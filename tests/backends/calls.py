@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,12 +106,26 @@ def reference(call: Call) -> tuple[Any, ...]:
     return make(registered_kernels()[call.kernel].reference, call.laid("C"))
 
 
-def calls(kernel: str, dtype: str = "float32", *, seed: int = 0, large: bool = True) -> list[Call]:
-    """Return the calls of a kernel in all cases, and in the large ones unless told otherwise."""
+def calls(
+    kernel: str,
+    dtype: str = "float32",
+    *,
+    seed: int = 0,
+    large: bool = True,
+    labels: Container[str] | None = None,
+) -> list[Call]:
+    """Return the calls of a kernel in all cases, and in the large ones unless told otherwise.
+
+    Where there are ``labels``, only those that have one of them.
+    """
     pair = pair_of(kernel)
     cases = [case for case in (*all_cases(), *(LARGE if large else ())) if case.pair == pair]
+    unpaired = [call for call in _unpaired(seed) if call.kernel == kernel]
+    if labels is not None:
+        cases = [case for case in cases if case.label in labels]
+        unpaired = [call for call in unpaired if call.label in labels]
     paired = [call_of(kernel, case, dtype, seed) for case in cases]
-    return paired + [call.astype(dtype) for call in _unpaired(seed) if call.kernel == kernel]
+    return paired + [call.astype(dtype) for call in unpaired]
 
 
 def pair_of(kernel: str) -> str:

@@ -7,8 +7,7 @@ is, or by the factor that the backend states for an algorithm of its own.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,14 @@ import pytest
 
 from refkd import models
 from refkd.dispatch import get_backend, namespace, registered_kernels, use_backend
-from refkd.errors import RefkdError
 from refkd.losses import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from refkd.testing import check_grad
 from refkd.testing.adapters.pair import from_pair
 from refkd.testing.pairs import PairCase, all_cases
 from refkd.testing.tolerances import tolerance
 from tests.backends.calls import LAYOUTS, Call, calls, reference
-from tests.backends.judge import (
-    check_accuracy,
-    check_alike,
-    error,
-    in_bits,
-    judged_calls,
-    size,
-)
-from tests.backends.mistakes import mistaken
+from tests.backends.checks import check_mistakes, check_near
+from tests.backends.judge import check_accuracy, error, in_bits, judged_calls, size
 from tests.backends.networks import NETWORKS
 from tests.backends.override import BACKENDS, Override, overrides
 
@@ -190,53 +181,6 @@ def test_a_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -
 @each_override
 def test_any_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -> None:
     check_mistakes(override, calls(override.kernel, large=False))
-
-
-def check_mistakes(override: Override, all_calls: list[Call]) -> None:
-    for call in all_calls:
-        for mistake in mistaken(call):
-            if ends_elsewhere(override, mistake):
-                continue
-            expected = outcome(reference, mistake)
-            actual = outcome(override.results, mistake)
-            if isinstance(expected, RefkdError):
-                assert repr(actual) == repr(expected), mistake
-            elif isinstance(expected, Exception):
-                assert isinstance(actual, Exception), mistake
-            else:
-                check_near(mistake, actual, expected)
-
-
-def ends_elsewhere(override: Override, mistake: Call) -> bool:
-    """Return whether an index is none of its plane, which nobody checks.
-
-    With NumPy it ends in another plane or an IndexError; a GPU, which cannot raise one, may leave
-    it out.
-    """
-    if override.kernel != "max_pool2d_backward" or override.backend.array_type is np.ndarray:
-        return False
-    indices, shape = mistake.arguments["indices"], mistake.arguments["input_shape"]
-    if "indices: ends with" not in mistake.label:
-        return False
-    return bool(((indices < 0) | (indices >= shape[2] * shape[3])).any())
-
-
-def outcome(function: Callable[[Call], Any], call: Call) -> Any:
-    """Return what a call comes to, or the error that it ends with."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # complex numbers that a cast makes real
-        try:
-            return function(call)
-        except Exception as error:
-            return error
-
-
-def check_near(call: Call, actual: Any, expected: Any) -> None:
-    assert not isinstance(actual, Exception), (call, actual)
-    check_alike(call, actual, expected)
-    for a, e in zip(actual, expected, strict=True):
-        if e is not None and np.asarray(e).dtype.char in "fd":
-            assert error(a, e) <= tolerance(e.dtype.newbyteorder("="), "product") * size(e), call
 
 
 @each_override

@@ -63,6 +63,15 @@ def test_sequences_of_any_length(lengths: tuple[int, int], blocks: int) -> None:
         check(*lengths, 12, 8)
 
 
+@pytest.mark.parametrize("width", [17, 64, 100])
+@pytest.mark.parametrize(("queries", "rows"), [(9, 1), (20, 2), (40, 4)])
+def test_any_rows_and_columns_of_a_thread(queries: int, rows: int, width: int) -> None:
+    with mock.patch.object(attention.device, "multiprocessors", return_value=1):
+        arguments, _ = drawn(0, queries, 21, width, width)
+        assert attention._plan(*map(host.asarray, arguments.values())).rows == rows
+        check(queries, 21, width, width)
+
+
 @pytest.mark.parametrize(("multiprocessors", "rows"), [(1, 4), (5, 2), (10, 1)])
 def test_a_block_does_as_many_queries_as_leave_work_for_all(
     multiprocessors: int, rows: int
@@ -104,6 +113,15 @@ def test_heads_within_the_rows_are_read_and_written_where_they_lie() -> None:
         assert a.swapaxes(1, 2).flags.c_contiguous
 
 
+def test_queries_are_scaled_before_their_products_overflow() -> None:
+    q, k, v = (np.array(x, "f").reshape(1, 1, -1, 1) for x in ([1e20], [1e20, 2e20], [1, 2]))
+    for tf32 in (False, True):
+        with mock.patch.object(attention.settings, "tf32", tf32):
+            call = Call("attention_forward", "", {"q": q, "k": k, "v": v, "scale": 1e-10})
+            for actual, expected in zip(results(BACKEND, call), reference(call), strict=True):
+                np.testing.assert_array_equal(actual, expected)
+
+
 def test_heads_too_wide_are_left_to_the_reference() -> None:
     (arguments, _) = drawn(0, 3, 4, 129, 4)
     arrays = list(map(host.asarray, arguments.values()))
@@ -123,7 +141,15 @@ def test_a_query_without_a_number_spoils_its_own_row_only() -> None:
 @pytest.mark.parametrize("blocks", [1, 5, 10**6])
 @pytest.mark.parametrize(
     "sizes",
-    [(65, 64, 32, 32), (70, 130, 12, 8), (3, 5, 1, 1), (19, 203, 64, 36), (33, 21, 127, 128)],
+    [
+        (65, 64, 32, 32),
+        (70, 130, 12, 8),
+        (3, 5, 1, 1),
+        (19, 203, 64, 36),
+        (33, 21, 127, 128),
+        (40, 21, 64, 50),
+        (20, 21, 100, 90),
+    ],
     ids=str,
 )
 def test_tensor_cores_round_what_they_multiply_where_they_may(

@@ -89,7 +89,7 @@ def forced(stem: str, gather: Any, weight: Any, parts: int) -> Any:
 
     def choice(stem: str, tiles: Any, *sizes: int) -> Any:
         wanted = gather if tiles in conv._GATHER_TILES.values() else weight
-        return (wanted if wanted in tiles else tiles[-1]), parts
+        return next((tile for tile in tiles if tile[:2] == wanted[:2]), tiles[-1]), parts
 
     return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), _choice=choice)
 
@@ -249,7 +249,8 @@ def test_sums_over_pixels_are_never_long() -> None:
 def test_the_choice_fills_the_device_and_leaves_few_columns_idle(stem: str) -> None:
     def choice(rows: int, columns: int, steps: int, entries: int | None = None) -> Any:
         size = rows * columns if entries is None else entries
-        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size, 132)
+        limits = 9, 132, 227 * 1024
+        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size, *limits)
 
     assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
     assert choice(1 << 18, 32, 100)[0].columns == 32
@@ -260,11 +261,87 @@ def test_the_choice_fills_the_device_and_leaves_few_columns_idle(stem: str) -> N
     assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
 
 
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_tile_fits_the_shared_memory_of_the_device(stem: str) -> None:
+    g = ConvGeometry(2, 64, 128, (9, 9), (3, 3))
+    for kibibytes in (48, 64, 227):
+        asked: list[int] = []
+        with (
+            mock.patch.object(host.host_device, "shared_limit", return_value=kibibytes * 1024),
+            mock.patch.object(host.host_device, "multiprocessors", return_value=1),
+            mock.patch.object(conv, "_stem", return_value=stem),
+            mock.patch.object(
+                host.host_device,
+                "launch",
+                side_effect=lambda *_, shared=0, asked=asked: asked.append(shared),
+            ),
+        ):
+            results(conv.KERNELS.__getitem__, on_device(arrays(g)), g)
+        assert 0 < max(asked) <= kibibytes * 1024 - 1024
+
+
+@pytest.mark.parametrize(("kibibytes", "taps"), [(48, 1184), (64, 2048)])
+def test_a_kernel_of_more_taps_than_shared_memory_holds_is_left_to_the_reference(
+    kibibytes: int, taps: int
+) -> None:
+    def served(taps: int) -> bool:
+        x = SimpleNamespace(dtype=np.dtype("f"), size=1, shape=(1, 1, 1, taps))
+        return conv.sizes((x,), x.shape, x.shape, 1, 0, 1, 1) is not None
+
+    limit = mock.patch.object(conv.device, "shared_limit", return_value=kibibytes * 1024)
+    with limit, mock.patch.object(conv.device, "is_array", return_value=True):
+        assert served(taps)
+        assert not served(taps + 1)
+
+
+def test_sums_that_take_much_memory_are_made_of_half_the_batch_at_a_time() -> None:
+    g = ConvGeometry(5, 4, 8, (9, 9), (2, 2))
+    parts: list[int] = []
+    weight_sums = conv._weight_sums
+
+    def noted(*arguments: Any) -> Any:
+        found = weight_sums(*arguments)
+        parts.append(len(found[0]))
+        return found
+
+    with (
+        forced(FMA, GATHER_TILES[2], WEIGHT_TILES[2], 1),
+        mock.patch.multiple(conv, _MOST_STEPS=2, _MANY_PARTS=4, _MOST_SUMS=5 * 8 * 16),
+        mock.patch.object(conv, "_weight_sums", noted),
+    ):
+        check(g, FMA)
+    assert parts == [4, 2, 4, 2, 2]  # of 2, 1, 2, then 3 = 1 + 2 and 5 = 2 + 3 images
+
+
 def test_what_the_kernels_cannot_count_is_left_to_the_reference() -> None:
     x = SimpleNamespace(dtype=np.dtype("f"), size=1, shape=(1 << 16, 1, 1 << 8, 1 << 8))
     with mock.patch.object(conv.device, "is_array", return_value=True):
         assert conv.sizes((x,), x.shape, (1, 1, 1, 1), 1, 0, 1, 1) is None
         assert conv.sizes((x,), (1, 1, 8, 8), (1, 1, 1, 1), 1, 0, 1, 1) is not None
+        assert conv.sizes((x,), (1, 1, 8, 8), (1, 1, 1, 1), 1, 0, 2**31 - 1, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "outputs"),
+    [((1, 1, 1, 1), 32 * 65535), ((1, 1, 65535, 4096), 1)],
+    ids=["weights to pack", "sums over pixels"],
+)
+def test_a_grid_is_no_larger_than_a_device_takes(x_shape: tuple[int, ...], outputs: int) -> None:
+    x = SimpleNamespace(dtype=np.dtype("f"), size=1, shape=x_shape)
+    more = (*x_shape[:3], x_shape[3] + 1) if outputs == 1 else x_shape
+    with mock.patch.object(conv.device, "is_array", return_value=True):
+        assert conv.sizes((x,), x_shape, (outputs, 1, 1, 1), 1, 0, 1, 1) is not None
+        assert conv.sizes((x,), more, (outputs + 1, 1, 1, 1), 1, 0, 1, 1) is None
+
+
+@pytest.mark.parametrize("kernel", ["conv2d_forward", "conv2d_backward"])
+@pytest.mark.parametrize("given", [None, 1.5, [[1.0]], np.float32(1)], ids=str)
+def test_what_is_no_array_is_left_to_the_reference(kernel: str, given: Any) -> None:
+    a = on_device(arrays(ConvGeometry(1, 2, 2, (3, 3), (2, 2))))
+    for name in ("x", "weight"):
+        changed = {**a, name: given}
+        names = ("x", "weight", "bias") if kernel == "conv2d_forward" else ("dy", "x", "weight")
+        assert conv.KERNELS[kernel](*(changed[n] for n in names)) is NotImplemented
 
 
 # Mistakes in the templates, each of which the emulation must see

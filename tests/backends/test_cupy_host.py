@@ -6,6 +6,8 @@ fewer calls and layouts; ``-m slow`` has them all. ``cuda_host.h`` says what the
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,16 @@ import refkd_cupy
 from refkd import dispatch
 from tests.backends import cuda_host as host
 from tests.backends.calls import LAYOUTS, Call, calls, pair_of, reference
-from tests.backends.checks import check_drawn, check_not_finite, planted
+from tests.backends.checks import check_drawn, check_mistakes, check_not_finite, planted
 from tests.backends.drawn import PAIRS
-from tests.backends.judge import Judged, check_accuracy, in_bits, judged_calls
+from tests.backends.judge import Judged, check_accuracy, in_bits, judge, judged_calls
 from tests.backends.override import Override
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
 
 _ROW_LOSSES = ("softmax", "log_softmax")
 _MOST_ENTRIES = 40_000  # of all arrays of a call, in the default suite
+_FEW_ENTRIES = 2_000  # of a call that is made in more than one way
 
 BACKEND = host.host_backend(*refkd_cupy._MODULES)
 OVERRIDES = [Override(BACKEND, kernel) for kernel in sorted(BACKEND.kernels)]
@@ -42,12 +45,20 @@ def on_the_host() -> Iterator[None]:
         yield
 
 
-def is_small(call: Call) -> bool:
-    return sum(array.size for array in call.arrays.values()) <= _MOST_ENTRIES
+def entries(call: Call) -> int:
+    return sum(array.size for array in call.arrays.values())
 
 
-def small_calls(kernel: str) -> list[Judged]:
-    return [judged for judged in judged_calls(kernel) if is_small(judged.call)]
+@functools.cache
+def small_calls(kernel: str) -> list[Call]:
+    return [call for call in calls(kernel) if entries(call) <= _MOST_ENTRIES]
+
+
+@functools.lru_cache(maxsize=1)
+def judged_small_calls(kernel: str) -> list[Judged]:
+    small = small_calls(kernel)
+    labels = {call.label for call in small}
+    return judge([small, *(calls(kernel, seed=seed, labels=labels) for seed in (1, 2))])
 
 
 @each_override
@@ -57,9 +68,10 @@ def test_an_override_runs_on_some_call(override: Override) -> None:
 
 @each_override
 def test_float32_is_nearly_as_accurate_as_the_reference(override: Override) -> None:
-    for i, judged in enumerate(small_calls(override.kernel)):
-        check_accuracy(override, judged, "C")
-        check_accuracy(override, judged, list(LAYOUTS)[1 + i % (len(LAYOUTS) - 1)])
+    layouts = itertools.cycle(LAYOUTS)
+    for judged in judged_small_calls(override.kernel):
+        for layout in itertools.islice(layouts, 1 if entries(judged.call) > _FEW_ENTRIES else 2):
+            check_accuracy(override, judged, layout)
 
 
 @pytest.mark.slow
@@ -82,7 +94,7 @@ def test_other_dtypes_are_the_reference_s(override: Override) -> None:
 def test_arguments_stay_as_they_are_and_the_same_call_gives_the_same_bits(
     override: Override,
 ) -> None:
-    small = list(filter(is_small, calls(override.kernel)))
+    small = small_calls(override.kernel)
     for call in small[:: max(1, len(small) // 8)]:
         moved = override.moved(call)
         outputs = override.make(moved)
@@ -102,13 +114,24 @@ def test_arguments_stay_as_they_are_and_the_same_call_gives_the_same_bits(
 def test_nan_and_infinity_come_out_where_the_reference_has_them(override: Override) -> None:
     if override.kernel.startswith(("conv2d", "linear")):
         return  # zeros beyond a border, or a tile's, are multiplied or not: ∞ may come to NaN
-    small = list(filter(is_small, calls(override.kernel)))
+    small, specials = small_calls(override.kernel), itertools.cycle((np.nan, np.inf, -np.inf))
     rng = np.random.default_rng(0)
     for call in small[:: max(1, len(small) // 8)]:
         for name in call.floating:
-            for special in (np.nan, np.inf, -np.inf):
+            for special in itertools.islice(specials, 1 if entries(call) > _FEW_ENTRIES else 3):
                 if call.arrays[name].size:
                     check_not_finite(override, planted(call, name, special, rng))
+
+
+@each_override
+def test_a_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -> None:
+    check_mistakes(override, calls(override.kernel, large=False)[::8])
+
+
+@pytest.mark.slow
+@each_override
+def test_any_mistake_comes_to_what_the_reference_makes_of_it(override: Override) -> None:
+    check_mistakes(override, calls(override.kernel, large=False))
 
 
 drawn_overrides = pytest.mark.parametrize(
@@ -142,7 +165,7 @@ def test_rows_are_computed_alike_by_lanes_and_by_blocks(kernel: str, team: str) 
     rows = host.launchers("rows")["rows"]
     override = Override(BACKEND, kernel)
     with mock.patch.multiple(rows, _NARROW=limits[0], _WIDE=limits[1], _FEW=0):
-        for judged in small_calls(kernel)[::3]:
+        for judged in judged_small_calls(kernel)[::3]:
             check_accuracy(override, judged, "C")
 
 

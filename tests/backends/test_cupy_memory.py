@@ -150,12 +150,12 @@ def test_what_is_kept_for_pixels_lies_on_the_current_device() -> None:
     pixels._statistics.cache_clear()
     images = host.asarray(np.zeros((1, 2, 3, 3), np.uint8))
     options = {"scale": 1 / 255, "mean": (0.5,), "std": (0.25,), "dtype": np.dtype("f")}
-    asarray = mock.Mock(wraps=host.asarray)
-    with mock.patch.multiple(host.host_device, asarray=asarray, launch=mock.DEFAULT):
+    lasting = mock.Mock(wraps=host.lasting)
+    with mock.patch.multiple(host.host_device, lasting=lasting, launch=mock.DEFAULT):
         for number in (0, 1, 0, 1):
             with mock.patch.object(host.host_device, "number", return_value=number):
                 pixels.pixels_to_float(images, **options)
-    assert asarray.call_count == 2 * 2  # mean and std
+    assert lasting.call_count == 2 * 2  # mean and std
 
 
 @pytest.mark.parametrize(("limit", "most"), [({"fraction": 0.5}, 500), ({"size": 300}, 300)])

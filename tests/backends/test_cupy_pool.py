@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from tests.backends import cuda_host as host
 from tests.backends.calls import LAYOUTS, Call, reference
 from tests.backends.host_checks import results, serving
+from tests.backends.override import Override
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
 
 BACKEND = host.host_backend("pool", "avg_pool", "resample")
-layout = host.launchers("layout")["layout"]
+avg_pool, layout = host.launchers("avg_pool", "layout").values()
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,44 @@ def test_global_pooling_takes_the_mean_of_a_plane(channels: int, plane: tuple[in
         )
 
 
+def test_global_pooling_serves_more_channels_than_a_grid_has_blocks_for() -> None:
+    assert -(-avg_pool._MOST_CHANNELS // 32) == 65535
+    x = np.random.default_rng(0).standard_normal((2, 36, 3, 2)).astype("f")
+    call = Call("adaptive_avg_pool2d_forward", "many channels", {"x": x, "output_size": 1})
+    with mock.patch.object(avg_pool, "_MOST_CHANNELS", 35):
+        (y,) = results(BACKEND, call)
+    np.testing.assert_allclose(y, x.mean(axis=(2, 3), keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("far", [2**31 - 1, 2**31, 2**40])
+@pytest.mark.parametrize(
+    ("kernel", "arguments"),
+    [
+        ("max_pool2d_forward", {"x": (1, 4, 3, 8), "kernel_size": (1, 2), "stride": ...}),
+        ("max_pool2d_forward", {"x": (1, 1, 3, 8), "kernel_size": 1, "dilation": ...}),
+        ("avg_pool2d_forward", {"x": (1, 1, 3, 8), "kernel_size": (1, 2), "stride": ...}),
+        (
+            "avg_pool2d_backward",
+            {"dy": (1, 1, 1, 1), "input_shape": (1, 1, 3, 8), "kernel_size": 2, "stride": ...},
+        ),
+        ("padded_shortcut_forward", {"x": (1, 1, 3, 8), "stride": ..., "zeros": (0, 1)}),
+        (
+            "padded_shortcut_backward",
+            {"dy": (1, 2, 1, 1), "input_shape": (1, 1, 3, 8), "stride": ..., "zeros": (0, 1)},
+        ),
+    ],
+)
+def test_a_step_of_any_length_is_taken(kernel: str, arguments: dict[str, Any], far: int) -> None:
+    rng = np.random.default_rng(0)
+    drawn = {
+        name: rng.standard_normal(value).astype("f") if name in ("x", "dy") else value
+        for name, value in arguments.items()
+    }
+    call = Call(kernel, "far", {k: far if v is ... else v for k, v in drawn.items()})
+    for a, e in zip(Override(BACKEND, kernel).results(call), reference(call), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_average_pooling_and_its_backward_are_adjoint(channels: int) -> None:
     rng = np.random.default_rng(0)
@@ -102,6 +142,20 @@ def test_average_pooling_and_its_backward_are_adjoint(channels: int) -> None:
         np.testing.assert_allclose(
             np.vdot(dy.astype("d"), y), np.vdot(dx.astype("d"), x), rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3)], ids=str)
+def test_images_are_enlarged_and_blocks_summed(channels: int, factors: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).standard_normal((2, channels, 4, 6)).astype("f")
+    for kernel, name in (
+        ("upsample_nearest2d_forward", "x"),
+        ("upsample_nearest2d_backward", "dy"),
+    ):
+        call = Call(kernel, "", {name: images, "scale_factor": factors})
+        for arrangement in ("channels last", "odd address"):
+            actual = results(BACKEND, call, arrangement)[0]
+            np.testing.assert_allclose(actual, reference(call)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", ["max_pool2d_forward", "avg_pool2d_forward"])

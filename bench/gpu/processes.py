@@ -18,7 +18,12 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     ``options`` are those of :class:`subprocess.Popen`.
     """
     return subprocess.Popen(
-        command, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+        command,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        **options,
     )
 
 

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import bench.gpu as command
 from bench.__main__ import main
-from bench.gpu import conformance, processes, sections, tables
+from bench.gpu import conformance, processes, sections, tables, worker
 
 WORKER = """
 import json, sys, time
@@ -42,8 +44,8 @@ def rows(tmp_path: Path, seconds: float) -> list[dict[str, Any]]:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     found: list[dict[str, Any]] = []
-    worker = [sys.executable, str(script)]
-    sections.run_section("any", "", seconds, found.append, row_seconds=1.0, worker=worker)
+    given = {"row_seconds": 1.0, "worker": [sys.executable, str(script)]}
+    sections.run_section("any", "", seconds, found.append, **given)
     return found
 
 
@@ -57,6 +59,27 @@ def test_a_row_that_fails_loses_no_other_nor_its_beginning(tmp_path: Path) -> No
     assert "ended with 4" in found["half"]["error"]
     assert "nothing came for 1 s" in found["hangs"]["error"]
     assert found["last"]["us"] == 1.0
+
+
+def test_a_worker_says_what_it_finds_part_by_part(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield {"us": 1.0}
+        raise ArithmeticError("error 1.0 exceeds 0.1")
+
+    section = SimpleNamespace(rows=lambda: {"done": broken, "broken": broken, "late": broken})
+    monkeypatch.setitem(sys.modules, "bench.gpu.any", section)
+    worker.main("any", "n", '["done"]')
+    lines = capsys.readouterr().out.splitlines()
+    said = [json.loads(line.removeprefix("@bench ")) for line in lines]
+    assert said[:3] == [
+        {"kind": "rows", "names": ["broken"]},
+        {"kind": "begin", "row": "broken"},
+        {"kind": "part", "row": "broken", "us": 1.0},
+    ]
+    assert said[3]["error"].startswith("ArithmeticError: error 1.0 exceeds 0.1 (test_gpu.py:")
+    assert said[4:] == [{"kind": "end"}]
 
 
 def test_rows_are_left_out_when_the_time_is_up(tmp_path: Path) -> None:
@@ -203,7 +226,7 @@ def test_the_tests_of_the_device_are_those_that_there_are() -> None:
 
 
 def test_a_process_is_ended_with_what_it_has_started() -> None:
-    child = f"import time; print(1, flush=True); time.sleep({(late := 60)})"
+    child = f"import time; print(1, flush=True); time.sleep({(late := 20)})"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = processes.start([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -103,6 +103,6 @@ def test_a_step_that_is_not_captured_is_not_measured_as_one(measuring: Any) -> N
         assert side.verified(captured=True).keys() == side.verified(captured=False).keys()
         with (
             mock.patch.object(host.host_device, "capture", failing),
-            pytest.raises(RuntimeError, match="the step was not captured: .*not permitted"),
+            pytest.raises(RuntimeError, match=r"the step was not captured: .*not permitted"),
         ):
             side.verified(captured=True)

@@ -74,11 +74,11 @@ def check_way(override: Override, judged: Judged, way: Way) -> None:
 def forced(
     conv: Any, stem: str, gather: Any, weight: Any, parts: int
 ) -> AbstractContextManager[Any]:
-    """Let products be made by a source, and by these tiles where they take the vectors at hand."""
+    """Let products be made by a source, and by tiles of these sizes where there are such."""
 
     def choice(stem: str, tiles: Any, *sizes: int) -> Any:
         wanted = gather if tiles in conv._GATHER_TILES.values() else weight
-        return (wanted if wanted in tiles else tiles[-1]), parts
+        return next((tile for tile in tiles if tile[:2] == wanted[:2]), tiles[-1]), parts
 
     return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), _choice=choice)
 
@@ -87,10 +87,7 @@ def _ways_of_convolutions() -> dict[str, Way]:
     conv = _module("conv")
     has_tensor_cores = _module("device").supports_tensor_cores()
     stems = (conv._FMA, conv._THREE_TERMS, conv._TF32) if has_tensor_cores else (conv._FMA,)
-    gathers, weights = (
-        dict.fromkeys(itertools.chain.from_iterable(tiles.values()))
-        for tiles in (conv._GATHER_TILES, conv._WEIGHT_TILES)
-    )
+    gathers, weights = conv._GATHER_TILES[4], conv._WEIGHT_TILES[4, 4]
     found = {}
     for stem in stems:
         turns = zip(gathers, itertools.cycle(weights), itertools.cycle(_PARTS), strict=False)

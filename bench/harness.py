@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
@@ -32,6 +32,8 @@ __all__ = [
     "Worker",
     "WorkerError",
     "check_agreement",
+    "differences",
+    "largest_entry",
     "measure",
     "take_turns",
 ]
@@ -84,8 +86,17 @@ class Measurement:
     ratio_quartiles: tuple[float, float] | None = None
 
 
+def largest_entry(array: NDArray[Any]) -> float:
+    """Return the largest magnitude in an array."""
+    return float(np.abs(array).max())
+
+
 def check_agreement(
-    refkd: Mapping[str, NDArray[Any]], peer: Mapping[str, NDArray[Any]], *, tolerance: float
+    refkd: Mapping[str, NDArray[Any]],
+    peer: Mapping[str, NDArray[Any]],
+    *,
+    tolerance: float,
+    size: Callable[[NDArray[Any]], float] = largest_entry,
 ) -> None:
     """Require equal names, shapes and, within ``tolerance``, values.
 
@@ -93,14 +104,9 @@ def check_agreement(
     ----------
     refkd, peer : mapping of str to array
     tolerance : float
-        Bound on max|a − b| / max|b| of each array, where max|b| is taken over all arrays
-        of a layer: those whose names differ only after the last dot.
-
-    Notes
-    -----
-    The gradient of a bias before batch norm is zero, and what either side computes is
-    rounding of terms as large as those of the weight's gradient: it has no scale of its
-    own.
+        Bound on the :func:`differences`.
+    size : callable
+        See there.
 
     Raises
     ------
@@ -108,20 +114,47 @@ def check_agreement(
         Names every array that differs, with its error.
     """
     problems = [f"only one side has {name!r}" for name in sorted(set(refkd) ^ set(peer))]
+    for name in sorted(set(refkd) & set(peer)):
+        if refkd[name].shape != peer[name].shape:
+            problems.append(f"{name!r} has shape {refkd[name].shape} against {peer[name].shape}")
+    for name, error in differences(refkd, peer, size=size).items():
+        if not error <= tolerance:  # NaN is no agreement
+            problems.append(f"{name!r} differs by {error:.2e} of its layer's size")
+    if problems:
+        raise VerificationError(f"{'; '.join(problems)} (tolerance {tolerance:.0e})")
+
+
+def differences(
+    refkd: Mapping[str, NDArray[Any]],
+    peer: Mapping[str, NDArray[Any]],
+    *,
+    size: Callable[[NDArray[Any]], float] = largest_entry,
+) -> dict[str, float]:
+    """Return |a − b| / |b| of the arrays that both sides have, of one shape.
+
+    Parameters
+    ----------
+    refkd, peer : mapping of str to array
+    size : callable
+        |·|. That of b is taken over all arrays of a layer, the largest: those whose names differ
+        only after the last dot.
+
+    Notes
+    -----
+    The gradient of a bias before batch norm is zero, and what either side computes is
+    rounding of terms as large as those of the weight's gradient: it has no scale of its
+    own.
+    """
     scales: dict[str, float] = {}
     for name, value in peer.items():
         layer = _layer_of(name)
-        scales[layer] = max(scales.get(layer, 0.0), float(np.abs(np.float64(value)).max()))
-    for name in sorted(set(refkd) & set(peer)):
-        a, b = np.float64(refkd[name]), np.float64(peer[name])
-        if a.shape != b.shape:
-            problems.append(f"{name!r} has shape {a.shape} against {b.shape}")
-            continue
-        error = np.abs(a - b).max() / max(scales[_layer_of(name)], np.finfo(np.float32).tiny)
-        if not error <= tolerance:  # NaN is no agreement
-            problems.append(f"{name!r} differs by {error:.2e} of the largest entry")
-    if problems:
-        raise VerificationError(f"{'; '.join(problems)} (tolerance {tolerance:.0e})")
+        scales[layer] = max(scales.get(layer, 0.0), size(np.float64(value)))
+    return {
+        name: size(np.float64(refkd[name]) - np.float64(peer[name]))
+        / max(scales[_layer_of(name)], np.finfo(np.float32).tiny)
+        for name in sorted(set(refkd) & set(peer))
+        if refkd[name].shape == peer[name].shape
+    }
 
 
 def _layer_of(name: str) -> str:

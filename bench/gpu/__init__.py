@@ -1,7 +1,8 @@
 """``python -m bench gpu``: the CuPy backend on a GPU, tested and then measured beside PyTorch's.
 
 Each section runs in processes of its own, and what a row finds is written down at once: an error
-of one row, or of the device, loses no other's result.
+of one row, or of the device, loses no other's result. The exit status is 1 where a row has failed
+or a section has found nothing, and 4 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.gpu import conformance, tables
-from bench.gpu.sections import run_section
+from bench.gpu.sections import ROW_SECONDS, run_section
 from refkd.dispatch import available_backends
 
 __all__ = ["SECTIONS", "register", "run"]
 
-SECTIONS = ("compile", "conformance", "ceilings", "kernels", "training")
-# The part of the time that is left which a section may take, so that the last have some.
-_SHARES = {"compile": 0.3, "conformance": 0.45, "ceilings": 0.3, "kernels": 0.55, "training": 1.0}
+SECTIONS = ("compile", "ceilings", "conformance", "kernels", "training", "torch_compile")
+# The part of the time that is left which a section may take; the last of them takes all of it.
+_SHARES = {"compile": 0.2, "ceilings": 0.1, "conformance": 0.35, "kernels": 0.45, "training": 0.8}
+_WHOLE = ("compile", "ceilings")  # whichever rows of the others are chosen
+_ROW_SECONDS = {"torch_compile": 150.0}
+_FAILED = 1
 _NO_GPU = 4
 
 
@@ -32,16 +36,18 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--budget",
         type=float,
-        default=270,
+        default=540,
         metavar="SECONDS",
-        help="after which rows are left out, and said so (default: 270)",
+        help="after which rows are left out, and said so (default: 540)",
     )
-    parser.add_argument("--output", type=Path, help="file for the results, as JSON")
+    parser.add_argument(
+        "--output", type=Path, help="file for the results, as JSON; beside it, .md has the tables"
+    )
     parser.add_argument(
         "--only", action="append", choices=SECTIONS, help="a section to run; may be given again"
     )
     parser.add_argument(
-        "--rows", default="", metavar="WORDS", help="run only rows whose names contain this"
+        "--rows", default="", metavar="WORDS", help="measure only rows whose names contain this"
     )
     parser.set_defaults(run=run)
 
@@ -58,11 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
     def write() -> None:
         results["seconds"] = round(time.monotonic() - begun, 1)
         if arguments.output is not None:
-            arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            _write(arguments.output, json.dumps(results, indent=1))
+            _write(arguments.output.with_suffix(".md"), tables.text(results))
 
-    for section in arguments.only or SECTIONS:
+    chosen = [section for section in SECTIONS if section in (arguments.only or SECTIONS)]
+    for section in chosen:
         left = arguments.budget - (time.monotonic() - begun)
-        seconds = left * _SHARES[section]
+        seconds = left * (1.0 if section == chosen[-1] else _SHARES[section])
         print(f"bench gpu: {section}, at most {seconds:.0f} s", file=sys.stderr, flush=True)
         started = time.monotonic()
         rows: list[dict[str, Any]] = []
@@ -74,7 +82,27 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"bench gpu: {section} took {time.monotonic() - started:.0f} s", file=sys.stderr)
         write()
     print(tables.text(results))
-    return int(any("error" in row for rows in results["sections"].values() for row in rows))
+    return _status(results["sections"])
+
+
+def _status(sections: Mapping[str, list[dict[str, Any]]]) -> int:
+    """Return the exit status, and say which sections have found nothing."""
+    empty = [
+        section
+        for section, rows in sections.items()
+        if all("error" in row or "skipped" in row for row in rows)
+    ]
+    for section in empty:
+        print(f"bench gpu: {section} has found nothing", file=sys.stderr)
+    failed = any("error" in row for rows in sections.values() for row in rows)
+    return _FAILED if failed or empty else 0
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole: one that is read, or a run that is cut off, finds no half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def _run(
@@ -84,7 +112,9 @@ def _run(
         log = None if arguments.output is None else arguments.output.with_suffix(".pytest.log")
         conformance.run(seconds, add, log)
     else:
-        run_section(section, arguments.rows, seconds, add)
+        words = "" if section in _WHOLE else arguments.rows
+        row_seconds = _ROW_SECONDS.get(section, ROW_SECONDS)
+        run_section(section, words, seconds, add, row_seconds=row_seconds)
 
 
 def _collector(

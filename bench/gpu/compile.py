@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["rows"]
 _THREADS = 12
 
 
-def rows() -> dict[str, Callable[[], dict[str, Any]]]:
+def rows() -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
     """Return a row for each source, all of which are begun now."""
     from refkd_cupy import device, source
 
@@ -33,5 +33,5 @@ def _compile(device: Any, stem: str) -> float:
     return time.perf_counter() - begin
 
 
-def _result(future: Future[float]) -> dict[str, Any]:
-    return {"seconds": round(future.result(), 2)}
+def _result(future: Future[float]) -> Iterator[dict[str, Any]]:
+    yield {"seconds": round(future.result(), 2)}

@@ -3,55 +3,54 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import processes
+
 __all__ = ["run"]
 
 _ROOT = Path(__file__).parents[2]
-_TESTS = "tests/backends/test_cupy_device.py"
+# In the order in which they are worth having, should the time be up.
+_FILES = (
+    "tests/backends/test_cupy_device.py",
+    "tests/backends/test_cupy_reference.py",
+    "tests/backends/test_conformance.py",
+)
+_SELECTED = "cupy"  # of the tests of every backend
 _VERDICT = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
 _SUMMARY = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[[^\n]*?\])?) - ([^\n]*)", re.MULTILINE)
 _MOST_NAMED = 40
-_WORKERS = "6"
+_WORKERS = "12"
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
 def run(seconds: float, add: Callable[[dict[str, Any]], None], log: Path | None) -> None:
-    """Run the tests; add a row with the counts and one for each failure.
+    """Run the tests; add a row for all, one for each file and one for each failure.
 
     ``log`` is where all that pytest prints is kept.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = log or Path(folder) / "log"
-        command = [sys.executable, "-m", "pytest", _TESTS, "-v", "--tb=short", "-rfE"]
-        command += ["-p", "no:cacheprovider", "-W", "default"]
-        if importlib.util.find_spec("xdist") is not None:
-            command += ["-n", _WORKERS]
-        with log.open("w", encoding="utf-8") as file:
-            try:
-                code = subprocess.run(
-                    command,
-                    cwd=_ROOT,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    timeout=seconds,
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                code = None
+        code = _run_pytest(seconds, log)
         text = log.read_text(encoding="utf-8", errors="replace")
     counts = _counts(text)
-    row: dict[str, Any] = {"row": "pytest", **counts, "exit_code": code}
+    row: dict[str, Any] = {"row": "pytest", **sum(counts.values(), Counter()), "exit_code": code}
     if code is None:
         row["skipped"] = "the time was up before all tests had run"
-    elif code != 0 and not counts.get("failed"):
+    elif code != 0 and not row.get("failed"):
         row["error"] = " | ".join(text.strip().splitlines()[-5:])[-1000:]
     add(row)
+    for file, of_file in counts.items():
+        nothing = {} if of_file["passed"] else {"error": "no test has passed"}
+        add({"row": Path(file).name, **of_file, **nothing})
     failures = _failures(text)
     for name, words in failures[:_MOST_NAMED]:
         add({"row": name, "error": words[:300]})
@@ -59,11 +58,33 @@ def run(seconds: float, add: Callable[[dict[str, Any]], None], log: Path | None)
         add({"row": "pytest", "error": f"and {len(failures) - _MOST_NAMED} more"})
 
 
-def _counts(text: str) -> dict[str, int]:
+def _run_pytest(seconds: float, log: Path) -> int | None:
+    """Return pytest's exit status, or None where the time was up."""
+    command = [sys.executable, "-m", "pytest", *_FILES, "-k", _SELECTED, "-v", "--tb=short"]
+    command += ["-rfE", "-p", "no:cacheprovider", "-W", "default"]
+    environment = dict(os.environ)
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", _WORKERS]
+        environment |= _ONE_THREAD
+    with log.open("w", encoding="utf-8") as file:
+        process = processes.start(command, cwd=_ROOT, env=environment, stdout=file)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            processes.end(process)
+
+
+def _counts(text: str) -> dict[str, Counter[str]]:
+    """Return the numbers of tests by file and verdict."""
     progress, _, _ = text.partition("short test summary info")
-    counts: dict[str, int] = {}
-    for verdict in _VERDICT.findall(progress):
-        counts[verdict.lower()] = counts.get(verdict.lower(), 0) + 1
+    counts: dict[str, Counter[str]] = {file: Counter() for file in _FILES}
+    for line in progress.splitlines():
+        verdict = _VERDICT.search(line)
+        file = next((file for file in _FILES if f"{file}::" in line), None)
+        if verdict and file:
+            counts[file][verdict.group(1).lower()] += 1
     return counts
 
 

@@ -1,19 +1,34 @@
-"""The results as text."""
+"""The results as Markdown, as ``bench/RESULTS.md`` has them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["line", "text"]
 
-# Microseconds captured, on the device alone; and of a call, with the host's work.
-_KERNEL_COLUMNS = ("kernel", "us", "torch us", "ratio", "of peak", "call us", "torch call us")
+Row = Mapping[str, Any]
+
+_KERNEL_COLUMNS = ("kernel", "us", "PyTorch us", "ratio", "of peak", "call us", "PyTorch call us")
 _KERNEL_COLUMNS += ("error",)
-_TRAINING_COLUMNS = ("step", "eager", "captured", "torch eager", "graphs", "x eager", "x graphs")
+_KERNEL_NOTES = """\
+Captured, so that launches do not count; "call" is a plain call from Python. Of peak: the part of
+the copy that a kernel's bytes come to, each array counted once (in brackets: as often as it is
+passed over, where sums over all of it must come first), or the part of the matrix product that its
+operations come to; products of three TF32 terms may exceed 1. Errors are the largest of all
+results. refkd's attention forward writes the probabilities for the backward, PyTorch's writes
+none."""
+_TRAINING_COLUMNS = ("step", "kernels one by one", "captured", "PyTorch eager", "PyTorch graphs")
+_TRAINING_COLUMNS += ("torch.compile", "of eager", "of graphs", "of peak", "PyTorch's")
+_TRAINING_NOTES = """\
+Milliseconds: images lie on the device as bytes; a batch's rows are taken, converted, forward,
+backward and Adam done and the loss fetched; refkd's looks for NaN besides. "Captured" is what
+`compile_step` gives. Both sides took the same step before they were timed; in TF32 they agree
+within 0.2 of a layer's norm. Of peak: the part of the matrix product that a step's operations come
+to, captured and in PyTorch's graphs."""
 
 
-def line(row: Mapping[str, Any]) -> str:
+def line(row: Row) -> str:
     """Return a row as one line, for whoever watches."""
     values = {name: value for name, value in row.items() if name != "row"}
     return f"{row['row']}: " + ", ".join(f"{k} {_short(v)}" for k, v in values.items())
@@ -21,70 +36,95 @@ def line(row: Mapping[str, Any]) -> str:
 
 def text(results: Mapping[str, Any]) -> str:
     """Return all tables, and what was left out or failed."""
-    sections = results["sections"]
-    ceilings = {row["row"]: row for row in sections.get("ceilings", ()) if "error" not in row}
-    parts = [line(row) for row in sections.get("ceilings", ())]
-    parts += [line(row) for row in sections.get("conformance", ())]
-    kernels = [r for r in sections.get("kernels", ()) if "refkd_us" in r]
-    if kernels:
-        lines = [cells for row in kernels for cells in _kernel_lines(row, ceilings)]
-        parts.append(_table(_KERNEL_COLUMNS, lines))
-    trained = [r for r in sections.get("training", ()) if "refkd_captured_ms" in r]
+    sections: Mapping[str, list[dict[str, Any]]] = results["sections"]
+    ceilings = {row["row"]: row for row in sections.get("ceilings", ())}
+    parts = [_paragraph(sections.get(name, ())) for name in ("ceilings", "conformance")]
+    compiled = {row["row"]: row for row in sections.get("torch_compile", ())}
+    trained = [row for row in sections.get("training", ()) if "refkd_captured_ms" in row]
     if trained:
-        parts.append(_table(_TRAINING_COLUMNS, map(_training_line, trained)))
-    compiled = [r for r in sections.get("training", ()) if "torch_compile_ms" in r]
-    parts += [line(row) for row in compiled]
-    for section in ("compile", "kernels", "training"):
-        parts += [
-            f"{section}: {line(row)}"
-            for row in sections.get(section, ())
-            if "error" in row or "skipped" in row
+        cells = (_training_cells(row, compiled.get(row["row"], {}), ceilings) for row in trained)
+        parts += [_TRAINING_NOTES, _table(_TRAINING_COLUMNS, cells)]
+    kernels = [row for row in sections.get("kernels", ()) if "refkd_us" in row]
+    if kernels:
+        cells = (cells for row in kernels for cells in _kernel_cells(row, ceilings))
+        parts += [_KERNEL_NOTES, _table(_KERNEL_COLUMNS, cells)]
+    left_out = [
+        f"- {section}: {row['row']}: {row.get('error') or row['skipped']}"
+        for section, rows in sections.items()
+        for row in rows
+        if "error" in row or "skipped" in row
+    ]
+    if left_out:
+        parts.append("Failed or left out:\n\n" + "\n".join(left_out))
+    parts.append(f"{results.get('seconds', 0):.0f} s in all.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _paragraph(rows: Iterable[Row]) -> str:
+    found = ({k: v for k, v in row.items() if k not in ("error", "skipped")} for row in rows)
+    return "\n".join(f"{line(row)}." for row in found if len(row) > 1)
+
+
+def _kernel_cells(row: Row, ceilings: Mapping[str, Row]) -> list[list[str]]:
+    return [
+        [
+            row["row"] + words,
+            _number(row[f"refkd_us{suffix}"], 1),
+            _number(row[f"peer_us{suffix}"], 1),
+            _number(row[f"ratio{suffix}"], 2),
+            _of_peak(row, suffix, ceilings),
+            _number(row[f"refkd_call_us{suffix}"], 0),
+            _number(row[f"peer_call_us{suffix}"], 0),
+            f"{row[f'largest_error{suffix}']:.0e}",
         ]
-    parts.append(f"{results.get('seconds', 0):.0f} s in all")
-    return "\n".join(parts)
+        for suffix, words in (("", ""), ("_tf32", " tf32"))
+        if f"refkd_us{suffix}" in row
+    ]
 
 
-def _kernel_lines(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> list[list[str]]:
-    lines = []
-    for suffix, words in (("", ""), ("_tf32", " tf32")):
-        if f"refkd_us{suffix}" in row:
-            lines.append(
-                [
-                    row["row"] + words,
-                    f"{row[f'refkd_us{suffix}']:.1f}",
-                    f"{row[f'peer_us{suffix}']:.1f}",
-                    f"{row[f'ratio{suffix}']:.2f}",
-                    _of_peak(row, suffix, ceilings),
-                    f"{row[f'refkd_call_us{suffix}']:.0f}",
-                    f"{row[f'peer_call_us{suffix}']:.0f}",
-                    f"{row[f'largest_error{suffix}']:.0e}",
-                ]
-            )
-    return lines
-
-
-def _of_peak(row: Mapping[str, Any], suffix: str, ceilings: Mapping[str, Any]) -> str:
+def _of_peak(row: Row, suffix: str, ceilings: Mapping[str, Row]) -> str:
     seconds = row[f"refkd_us{suffix}"] / 1e6
     if row["gflop"]:
-        peak = ceilings.get("sgemm tf32" if suffix else "sgemm", {}).get("tflops")
-        done = row["gflop"] / 1e3 / seconds
-    else:
-        peak = ceilings.get("copy", {}).get("gbs")
-        done = row["gbyte"] / seconds
-    return f"{done / peak:.2f}" if peak else ""
+        return _number(_of_product(row["gflop"] / seconds, bool(suffix), ceilings), 2)
+    peak = ceilings.get("copy", {}).get("gbs")
+    if not peak:
+        return ""
+    passes = row.get("gbyte_of_all_passes")
+    return f"{row['gbyte'] / seconds / peak:.2f}" + (
+        f" ({passes / seconds / peak:.2f})" if passes else ""
+    )
 
 
-def _training_line(row: Mapping[str, Any]) -> list[str]:
+def _of_product(gflops: float, tf32: bool, ceilings: Mapping[str, Row]) -> float | None:
+    peak = ceilings.get("sgemm tf32" if tf32 else "sgemm", {}).get("tflops")
+    return gflops / 1e3 / peak if peak else None
+
+
+def _training_cells(row: Row, compiled: Row, ceilings: Mapping[str, Row]) -> list[str]:
     names = ("refkd_eager_ms", "refkd_captured_ms", "torch_eager_ms", "torch_graph_ms")
-    times = [f"{row[name]:.3f}" for name in names]
-    if not row["captured"]:
-        times[1] += " (eager)"
-    return [row["row"], *times, f"{row['ratio_eager']:.2f}", f"{row['ratio_graph']:.2f}"]
+    times = [row.get(name) for name in names]
+    parts = [
+        _of_product(row["gflop"] / time * 1e3, row["row"].endswith(" tf32"), ceilings)
+        if time
+        else None
+        for time in (times[1], times[3])
+    ]
+    ratios = (row.get("ratio_eager"), row.get("ratio_graph"))
+    return [
+        row["row"],
+        *(_number(time, 3) for time in (*times, compiled.get("torch_compile_ms"))),
+        *(_number(value, 2) for value in (*ratios, *parts)),
+    ]
 
 
-def _table(columns: tuple[str, ...], lines: Any) -> str:
-    rows = [list(columns), ["---", *["--:"] * (len(columns) - 1)], *lines]
-    return "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(columns: tuple[str, ...], lines: Iterable[list[str]]) -> str:
+    rows = ["| " + " | ".join(cells) + " |" for cells in (list(columns), *lines)]
+    rows.insert(1, "|---|" + "--:|" * (len(columns) - 1))
+    return "\n".join(rows)
 
 
 def _short(value: Any) -> str:

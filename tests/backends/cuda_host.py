@@ -31,7 +31,15 @@ from refkd.dispatch import Backend
 from refkd.errors import ConfigError
 from refkd_cupy import source
 
-__all__ = ["KernelError", "compiler", "host_backend", "host_device", "launch", "on_the_host"]
+__all__ = [
+    "KernelError",
+    "compiler",
+    "host_backend",
+    "host_device",
+    "kernels_of",
+    "launch",
+    "on_the_host",
+]
 
 _GUARD = 1024
 _HEADER = Path(__file__).with_name("cuda_host.h")
@@ -40,6 +48,7 @@ _FLAGS = (
     "-ffp-contract=off", "-fno-stack-protector", "-fno-gnu-unique", "-fsanitize=bounds,alignment",
     "-fsanitize-recover=all", "-w",
 )  # fmt: skip
+_EXPANDING = ("-x", "c++", "-std=c++17", "-E", "-P")
 _DECLARED = re.compile(r'extern\s+"C"\s+void\s+(\w+)\s*\(([^)]*)\)\s*\{')
 _NAN = 0x7FF00000  # as float32, and twice as float64
 _numbers = itertools.count(1)
@@ -337,13 +346,20 @@ def _library(text: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             code = Path(work) / "kernel.cpp"
             code.write_text(f'#include "{_HEADER}"\n#line 1 "kernel.cu"\n{text}', encoding="utf-8")
-            expanded = _compile("-x", "c++", "-std=c++17", "-E", "-P", str(code))
+            expanded = _compile(*_EXPANDING, str(code))
             wrappers = (_wrapper(*match.groups()) for match in _DECLARED.finditer(expanded))
             with code.open("a", encoding="utf-8") as file:
                 file.write("\n" + "\n".join(wrappers))
             _compile(*_FLAGS, str(code), "-o", str(Path(work) / "kernel.so"))
             (Path(work) / "kernel.so").replace(target)
     return ctypes.CDLL(str(target))
+
+
+def kernels_of(stem: str) -> list[str]:
+    """Return the names of a source's kernels, those that macros declare included."""
+    qualifiers = "-D__global__=", "-D__launch_bounds__(...)="
+    expanded = _compile(*_EXPANDING, "-DREFKD_HOST", *qualifiers, "-", given=source.text(stem))
+    return [name for name, _ in _DECLARED.findall(expanded)]
 
 
 def _wrapper(name: str, declared: str) -> str:
@@ -358,8 +374,9 @@ def _wrapper(name: str, declared: str) -> str:
     )
 
 
-def _compile(*arguments: str) -> str:
-    done = subprocess.run(["g++", *arguments], capture_output=True, text=True, check=False)
+def _compile(*arguments: str, given: str = "") -> str:
+    command = ["g++", *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise KernelError(f"g++ {' '.join(arguments)}:\n{done.stderr[:4000]}")
     return done.stdout

@@ -56,10 +56,21 @@ def judge(draws: Sequence[list[Call]]) -> list[Judged]:
     return found
 
 
-def check_accuracy(override: Override, judged: Judged, layout: str | Mapping[str, str]) -> None:
-    """Check the results of an override against the exact ones, and what they look like."""
-    # A reference that happens to be exact would allow nothing: a few roundings are no mistake.
-    floor = tolerance("float32", "pointwise")
+# A reference that happens to be exact would allow nothing: a few roundings are no mistake.
+_FEW_ROUNDINGS = tolerance("float32", "pointwise")
+
+
+def check_accuracy(
+    override: Override,
+    judged: Judged,
+    layout: str | Mapping[str, str],
+    *,
+    floor: float = _FEW_ROUNDINGS,
+) -> None:
+    """Check the results of an override against the exact ones, and what they look like.
+
+    ``floor`` is what is allowed of an array's largest entry, whatever the reference's error.
+    """
     call, expected, exact, reference_errors = judged
     actual = override.results(call, layout)
     check_alike(call, actual, expected)

@@ -66,7 +66,7 @@ def _softmax() -> list[PairCase]:
 
 def _losses() -> list[PairCase]:
     found = []
-    for shape in ((129, 10), (67, 1021)):
+    for shape in ((129, 10), (70, 100), (67, 1021)):
         label = f"large {shape}"
         indices = cross_entropy._inputs(shape, cross_entropy._indices())
         soft = cross_entropy._inputs(shape, cross_entropy._distributions)
@@ -111,11 +111,15 @@ def _norms() -> list[PairCase]:
         batch_norm._case("large, mean of 1e3", batch_norm._inputs(*far, mean=1e3)),
         group_norm._case("large, mean of 1e3", group_norm._inputs(*far, mean=1e3), 4),
         layer_norm._case("large, mean of 1e3", layer_norm._inputs(400, 197, mean=1e3)),
+        *(layer_norm._case(f"large, {n} a row", layer_norm._inputs(60, n)) for n in (700, 1100)),
     ]
 
 
 def _attention() -> list[PairCase]:
-    sizes = ((2, 4, 65, 65, 32, 32), (1, 3, 197, 197, 64, 64), (3, 2, 33, 100, 40, 24))
+    sizes = (
+        *((2, 4, 65, 65, 32, 32), (1, 3, 197, 197, 64, 64), (3, 2, 33, 100, 40, 24)),
+        (4, 2, 65, 45, 100, 128),
+    )
     return [
         attention._case(f"large {size}", attention._normal(*size), 1 / math.sqrt(size[4]))
         for size in sizes

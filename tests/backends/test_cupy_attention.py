@@ -14,10 +14,9 @@ from tests.backends import cuda_host as host
 from tests.backends.calls import Call, reference
 from tests.backends.host_checks import check_pair, results, serving
 from tests.backends.judge import error
+from tests.backends.ways import TF32_ROUNDING
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
-
-TF32_ROUNDING = 2.0**-10
 
 BACKEND = host.host_backend("attention")
 attention = host.launchers("attention")["attention"]

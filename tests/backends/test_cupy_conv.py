@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -22,6 +23,8 @@ from refkd_cupy import source
 from tests.backends import cuda_host as host
 from tests.backends.calls import LAYOUTS
 from tests.backends.judge import in_bits
+from tests.backends.ways import TF32_ROUNDING
+from tests.backends.ways import forced as forced_products
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
 
@@ -30,7 +33,7 @@ conv, linear, sums, settings_ = host.launchers("conv", "linear", "sums", "settin
 FMA, THREE_TERMS, TF32 = STEMS = ("conv_fma", "conv_tensor", "conv_tf32")
 GATHER_TILES = conv._GATHER_TILES[4]
 WEIGHT_TILES = conv._WEIGHT_TILES[4, 4]
-TF32_ROUNDING = 2.0**-10
+forced = partial(forced_products, conv)
 
 
 @pytest.fixture(autouse=True)
@@ -82,16 +85,6 @@ def check(g: ConvGeometry, stem: str, seed: int = 0) -> None:
         if stem == TF32 and i < 3:
             allowed = 4 * TF32_ROUNDING * np.abs(e).max()
         assert np.abs(got - e).max() <= allowed, (g, stem, ("y", "dx", "dweight", "dbias")[i])
-
-
-def forced(stem: str, gather: Any, weight: Any, parts: int) -> Any:
-    """Let all products be made in such a way, by tiles that take the vectors at hand."""
-
-    def choice(stem: str, tiles: Any, *sizes: int) -> Any:
-        wanted = gather if tiles in conv._GATHER_TILES.values() else weight
-        return next((tile for tile in tiles if tile[:2] == wanted[:2]), tiles[-1]), parts
-
-    return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), _choice=choice)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

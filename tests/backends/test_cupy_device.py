@@ -1,6 +1,8 @@
 """The CuPy backend on a GPU: its kernels against the reference in float64. Else skipped.
 
-``test_conformance.py`` asks more of every backend; this is what is asked in a few minutes.
+``test_conformance.py`` asks more of every backend; this is what is asked in a minute, and of the
+kernels that a device of that size would not choose. ``test_cupy_launched.py`` shows that they are
+all there.
 """
 
 from __future__ import annotations
@@ -13,11 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refkd.dispatch import get_backend, use_backend
-from refkd.distill import Batch, LogitDistillation, Supervised, select
+from refkd.distill import Batch
 from refkd.errors import NonFiniteError
-from refkd.losses import KDSpec
-from refkd.models import create
-from refkd.nn.layer import add_prefix
 from refkd.train.optim import SGD, Adam
 from refkd.train.step import EagerStep
 from tests.backends.calls import LAYOUTS, Call, calls, pair_of
@@ -25,6 +24,8 @@ from tests.backends.checks import check_drawn, check_not_finite, planted
 from tests.backends.drawn import PAIRS
 from tests.backends.judge import check_accuracy, in_bits, judged_calls
 from tests.backends.override import BACKENDS, Override, overrides
+from tests.backends.trained import trained
+from tests.backends.ways import check_way, ways
 
 if "cupy" not in BACKENDS:
     pytest.skip("the device part needs CuPy and a GPU", allow_module_level=True)
@@ -50,6 +51,13 @@ def test_float32_is_nearly_as_accurate_as_the_reference(override: Override) -> N
     for i, judged in enumerate(judged_calls(override.kernel)):
         check_accuracy(override, judged, "C")
         check_accuracy(override, judged, list(LAYOUTS)[1 + i % (len(LAYOUTS) - 1)])
+
+
+@each_override
+def test_whatever_way_a_launcher_chooses_gives_the_right_results(override: Override) -> None:
+    for way in ways(override.kernel).values():
+        for judged in judged_calls(override.kernel):
+            check_way(override, judged, way)
 
 
 @each_override
@@ -101,41 +109,6 @@ def test_matrix_products_have_the_precision_that_is_asked_for(tf32: bool) -> Non
         backend_settings.tf32 = before
     error = np.abs(cupy.asnumpy(out) - a @ b).max()
     assert (1e-3 < error < 0.5) if tf32 else error < 2e-4
-
-
-def network(name: str) -> tuple[Any, tuple[int, ...]]:
-    if name == "vgg":
-        return create("vgg", num_classes=5, blocks=((8,), (16,)), image_size=16), (3, 16, 16)
-    options = {"in_features": 9, "hidden": (32, 16), "num_classes": 5}
-    return create("mlp", dropout=0.5 if name == "dropout" else 0.0, **options), (9,)
-
-
-def trained(name: str, optimizer: Any, make: Any, steps: int = 6) -> Any:
-    """Return terms, parameters, state and moments after some steps, and the step itself."""
-    layer, shape = network(name)
-    teacher = create("mlp", in_features=9, hidden=(24,), num_classes=5)
-    rng = np.random.default_rng(0)
-    networks = {"student": layer} | ({"teacher": teacher} if name == "kd" else {})
-    params: dict[str, Any] = {}
-    state: dict[str, Any] = {}
-    for prefix, of in networks.items():
-        drawn = of.init(rng)
-        params |= add_prefix(prefix, {k: cupy.asarray(v) for k, v in drawn[0].items()})
-        state |= add_prefix(prefix, {k: cupy.asarray(v) for k, v in drawn[1].items()})
-    objective: Any = Supervised(layer)
-    if name == "kd":
-        spec = KDSpec.preset("hinton", temperature=3.0, alpha=0.4)
-        objective = LogitDistillation(layer, teacher, spec, exact=False)
-    moments = optimizer.init(add_prefix("student", select(params, "student")))
-    step, terms = make(objective, optimizer), []
-    with use_backend("cupy"):
-        for k in range(steps):
-            size = 12 if k % 3 else 20
-            images = cupy.asarray(rng.standard_normal((size, *shape)).astype("float32"))
-            batch = Batch(images, cupy.asarray(rng.integers(5, size=size)), None, 20, 0, k)
-            found, state = step(params, state, moments, batch, rng, lr=0.05, where="here")
-            terms.append(found)
-    return terms, params, state, moments, step
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam(0.01)], ids=str)

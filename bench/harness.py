@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -132,6 +133,8 @@ def differences(
 ) -> dict[str, float]:
     """Return |a − b| / |b| of the arrays that both sides have, of one shape.
 
+    What is counted, and so no float, is the same (0) or not (infinity).
+
     Parameters
     ----------
     refkd, peer : mapping of str to array
@@ -147,14 +150,20 @@ def differences(
     """
     scales: dict[str, float] = {}
     for name, value in peer.items():
-        layer = _layer_of(name)
-        scales[layer] = max(scales.get(layer, 0.0), size(np.float64(value)))
-    return {
-        name: size(np.float64(refkd[name]) - np.float64(peer[name]))
-        / max(scales[_layer_of(name)], np.finfo(np.float32).tiny)
-        for name in sorted(set(refkd) & set(peer))
-        if refkd[name].shape == peer[name].shape
-    }
+        if np.issubdtype(value.dtype, np.floating):
+            layer = _layer_of(name)
+            scales[layer] = max(scales.get(layer, 0.0), size(np.float64(value)))
+    found = {}
+    for name in sorted(set(refkd) & set(peer)):
+        a, b = refkd[name], peer[name]
+        if a.shape != b.shape:
+            continue
+        if np.issubdtype(b.dtype, np.floating):
+            scale = max(scales[_layer_of(name)], np.finfo(np.float32).tiny)
+            found[name] = size(np.float64(a) - np.float64(b)) / scale
+        else:
+            found[name] = 0.0 if np.array_equal(a, b) else math.inf
+    return found
 
 
 def _layer_of(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -136,6 +137,7 @@ def capture(
     synchronize()
     own_stream, player = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream()
     common = cupy.get_default_memory_pool()
+    gc.collect()  # a pool that is gone may hold pieces that refer to each other
     common.free_all_blocks()  # pieces that may fit nowhere count against the limit
 
     def malloc(size: int) -> Any:
@@ -148,9 +150,10 @@ def capture(
     try:
         with cupy.cuda.using_allocator(pool.malloc), own_stream:
             prepare()
-            own_stream.synchronize()
             graph, result = _recorded(own_stream, record)
     finally:
+        with contextlib.suppress(Exception):  # what is queued must not outlive its memory
+            own_stream.synchronize()
         # An array does not keep its pool alive: later products must not find this one.
         workspace = blas.take_workspace(int(own_stream.ptr))
 
@@ -161,6 +164,7 @@ def capture(
 
 
 def _recorded(own_stream: Any, record: Callable[[], Any]) -> tuple[Any, Any]:
+    own_stream.synchronize()
     own_stream.begin_capture()
     cupy.cuda.set_pinned_memory_allocator(_refuse)
     try:

@@ -46,7 +46,7 @@ def pixels_to_float(
     return x
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache  # without a bound: a graph may read them for as long as it is there
 def _statistics(
     number: int, mean: tuple[float, ...], std: tuple[float, ...], channels: int
 ) -> list[Array]:

@@ -54,7 +54,7 @@ Their rounding errors are those of float32, but infinity times anything is NaN t
 """
 
 three_terms_from: float = math.inf
-"""From how many products on a linear map's are of three terms, and not cuBLAS's."""
+"""Linear maps of at least so many products are made of three terms each, and not by cuBLAS."""
 
 cublas_lt: bool = True
 """Whether linear maps with a bias are made by cuBLASLt, where it is there."""

@@ -92,7 +92,10 @@ class _Uniform:
 
 
 class _Untold:
-    """A number of each step that a graph cannot be made of: whatever is done with it is refused."""
+    """A number of each step that a graph cannot be made of.
+
+    Whatever is computed with it, compared or printed is refused; not so a look at its type.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name

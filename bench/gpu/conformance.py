@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,10 +28,12 @@ _FILES = (
 )
 _SELECTED = "cupy"  # of the tests of every backend
 _VERDICT = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b")
-_SUMMARY = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[[^\n]*?\])?) - ([^\n]*)", re.MULTILINE)
+_SUMMARY = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[[^\n]*?\])?)(?: - ([^\n]*))?$", re.MULTILINE)
 _MOST_NAMED = 40
 _WORKERS = "12"
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+_COLUMNS = "1000"  # of the summary: where a name fills them pytest leaves the message out
+_GRACE_SECONDS = 10.0  # for pytest to say why tests have failed, once it is interrupted
 
 
 def run(seconds: float, add: Callable[[dict[str, Any]], None], log: Path | None) -> None:
@@ -45,8 +49,9 @@ def run(seconds: float, add: Callable[[dict[str, Any]], None], log: Path | None)
     row: dict[str, Any] = {"row": "pytest", **sum(counts.values(), Counter()), "exit_code": code}
     if code is None:
         row["skipped"] = "the time was up before all tests had run"
-    elif code != 0 and not row.get("failed"):
-        row["error"] = " | ".join(text.strip().splitlines()[-5:])[-1000:]
+    elif code != 0:
+        last_words = " | ".join(text.strip().splitlines()[-5:])[-1000:]
+        row["error"] = f"pytest ended with {code}: {last_words}"
     add(row)
     for file, of_file in counts.items():
         nothing = {} if of_file["passed"] else {"error": "no test has passed"}
@@ -62,15 +67,18 @@ def _run_pytest(seconds: float, log: Path) -> int | None:
     """Return pytest's exit status, or None where the time was up."""
     command = [sys.executable, "-m", "pytest", *_FILES, "-k", _SELECTED, "-v", "--tb=short"]
     command += ["-rfE", "-p", "no:cacheprovider", "-W", "default"]
-    environment = dict(os.environ)
+    environment = os.environ | {"COLUMNS": _COLUMNS}
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", _WORKERS]
         environment |= _ONE_THREAD
     with log.open("w", encoding="utf-8") as file:
         process = processes.start(command, cwd=_ROOT, env=environment, stdout=file)
         try:
-            return process.wait(seconds)
+            return process.wait(max(0.0, seconds - _GRACE_SECONDS))
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
             return None
         finally:
             processes.end(process)

@@ -87,7 +87,8 @@ def _follow(
         if message is None:
             if time.monotonic() < deadline:
                 return current
-            for name in pending or [current["row"]]:
+            begun = [] if current["row"] in done else [current["row"]]
+            for name in pending or begun:
                 found = current if name == current["row"] else {"row": name}
                 add({**found, "skipped": "the time was up"})
             return None

@@ -23,9 +23,9 @@ _TRAINING_COLUMNS += ("torch.compile", "of eager", "of graphs", "of peak", "PyTo
 _TRAINING_NOTES = """\
 Milliseconds: images lie on the device as bytes; a batch's rows are taken, converted, forward,
 backward and Adam done and the loss fetched; refkd's looks for NaN besides. "Captured" is what
-`compile_step` gives. Both sides took the same step before they were timed; in TF32 they agree
-within 0.2 of a layer's norm. Of peak: the part of the matrix product that a step's operations come
-to, captured and in PyTorch's graphs."""
+`compile_step` gives, and what PyTorch's times are divided by. Both sides took the same step before
+they were timed; in TF32 they agree within 0.2 of a layer's norm. Of peak: the part of the matrix
+product that a step's operations come to, captured and in PyTorch's graphs."""
 
 
 def line(row: Row) -> str:
@@ -49,7 +49,7 @@ def text(results: Mapping[str, Any]) -> str:
         cells = (cells for row in kernels for cells in _kernel_cells(row, ceilings))
         parts += [_KERNEL_NOTES, _table(_KERNEL_COLUMNS, cells)]
     left_out = [
-        f"- {section}: {row['row']}: {row.get('error') or row['skipped']}"
+        f"- {section}: {row['row']}: {row.get('error', row.get('skipped'))}"
         for section, rows in sections.items()
         for row in rows
         if "error" in row or "skipped" in row

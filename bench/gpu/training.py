@@ -48,6 +48,7 @@ _SECONDS = 0.4
 # In TF32 a hundredth of the activations may lie on the other side of a ReLU. PyTorch's gradients of
 # VGG differ by 0.1 in the norm from its own in float32.
 _TF32_TOLERANCE = 0.2
+_SAME_KERNELS = 1e-6  # of a captured step and of the kernels one by one, TF32 or not
 
 # A workload of the CPU, and how many images a batch has; those first of which least is known.
 _ROWS = {
@@ -93,11 +94,15 @@ def _measure(base: str, batch_size: int, *, tf32: bool) -> Parts:
     tolerance, size = workload.tolerances["float32"], largest_entry
     if tf32:
         tolerance, size = _TF32_TOLERANCE, _norm
+    by_kernels: dict[str, Any] = {}
     with use_backend("cupy"):
         for captured, mode in ((False, "eager"), (True, "captured")):
             found = own.verified(captured)
             yield {f"difference_{mode}": max(differences(found, expected, size=size).values())}
             check_agreement(found, expected, tolerance=tolerance, size=size)
+            if captured:
+                check_agreement(found, by_kernels, tolerance=_SAME_KERNELS)
+            by_kernels = found
             milliseconds = _milliseconds(own.steps(captured=captured))
             yield {f"refkd_{mode}_ms": milliseconds}
     yield from _measure_peer(peer, workload.family, milliseconds)

@@ -47,7 +47,7 @@ class Stream:
     current: list[Stream]
 
     def __init__(self, **_: Any) -> None:
-        pass
+        self.waited = False
 
     def __enter__(self) -> None:
         self.current.append(self)
@@ -56,7 +56,7 @@ class Stream:
         self.current.pop()
 
     def synchronize(self) -> None:
-        pass
+        self.waited = True
 
     def begin_capture(self) -> None:
         pass
@@ -186,6 +186,20 @@ def test_the_memory_of_a_graph_is_the_stream_s_that_plays_it(
     device.capture(lambda: None, record)
     assert streams[0] is not player
     assert streams[1] is player
+
+
+def test_what_a_refused_capture_has_queued_is_done_before_its_memory_is_anybody_s(
+    cupy: Any, device: Any, blas: Any
+) -> None:
+    streams = []
+
+    def prepare() -> None:
+        streams.append(cupy.cuda.get_current_stream())
+        raise ValueError("not this step")
+
+    with pytest.raises(ValueError, match="not this step"):
+        device.capture(prepare, lambda: None)
+    assert streams[0].waited
 
 
 def test_a_graph_owns_its_workspace(device: Any, blas: Any) -> None:

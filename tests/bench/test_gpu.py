@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -88,6 +89,16 @@ def test_rows_are_left_out_when_the_time_is_up(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 10
     assert all("skipped" in row for row in found)
     assert found
+
+
+def test_a_row_that_is_done_is_not_left_out_when_its_worker_does_not_end(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    lasting = WORKER.replace('say(kind="end")', "time.sleep(60)")
+    script.write_text(re.sub("every = .*", "every = ('fine',)", lasting))
+    found: list[dict[str, Any]] = []
+    worker = [sys.executable, str(script)]
+    sections.run_section("any", "", 1.0, found.append, row_seconds=9.0, worker=worker)
+    assert found == [{"row": "fine", "us": 1.0}]
 
 
 def test_without_a_gpu_it_says_why(
@@ -187,12 +198,14 @@ def test_the_table_has_the_part_of_the_peak_that_is_reached() -> None:
     assert "- training: more: the time was up" in text
 
 
-def conformance_rows(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
+def conformance_rows(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float = 60
+) -> list[dict[str, Any]]:
     monkeypatch.setattr(conformance, "_ROOT", folder)
     monkeypatch.setattr(conformance, "_FILES", ("test_cupy_two.py",))
     monkeypatch.setattr(conformance, "_WORKERS", "1")
     found: list[dict[str, Any]] = []
-    conformance.run(60, found.append, folder / "log")
+    conformance.run(seconds, found.append, folder / "log")
     return found
 
 
@@ -205,6 +218,46 @@ def test_failures_of_pytest_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found[1] == {"row": "test_cupy_two.py", "passed": 1, "failed": 1}
     assert found[2]["row"] == "test_wrong"
     assert "two is not one" in found[2]["error"]
+    assert "error" in found[0]
+
+
+def test_a_failure_has_its_message_however_long_its_name_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "test_" + 30 * "long_"
+    (tmp_path / "test_cupy_two.py").write_text(f"def {name}(): assert 1 == 2, 'not one'\n")
+    *_, failed = conformance_rows(monkeypatch, tmp_path)
+    assert failed["row"] == name
+    assert "not one" in failed["error"]
+
+
+@pytest.mark.parametrize("code", [-9, 3])
+def test_a_pytest_that_ends_without_a_word_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    def run_pytest(seconds: float, log: Path) -> int:
+        log.write_text("")
+        return code
+
+    monkeypatch.setattr(conformance, "_run_pytest", run_pytest)
+    assert str(code) in conformance_rows(monkeypatch, tmp_path)[0]["error"]
+
+
+def test_an_error_without_words_is_left_out_in_the_tables_and_no_error_of_them() -> None:
+    results = {"sections": {"training": [{"row": "mlp", "error": ""}]}}
+    assert "- training: mlp: " in tables.text(results)
+
+
+@pytest.mark.slow
+def test_tests_whose_time_is_up_have_said_why_others_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "test_cupy_two.py").write_text(
+        "import time\ndef test_wrong(): assert 1 == 2, 'not one'\ndef test_long(): time.sleep(60)\n"
+    )
+    *_, failed = conformance_rows(monkeypatch, tmp_path, seconds=conformance._GRACE_SECONDS + 15)
+    assert failed["row"] == "test_wrong"
+    assert "not one" in failed["error"]
 
 
 @pytest.mark.parametrize("line", ["", "[gw0] [ 50%] PASSED test_cupy_two.py::test_fine \n"])

@@ -123,6 +123,15 @@ def test_arrays_of_a_layer_share_one_scale_and_layers_do_not() -> None:
         check_agreement(small, small | {"conv.bias": np.float32([-3e-9])}, tolerance=1e-8)
 
 
+def test_a_count_is_the_same_or_not_and_no_scale_of_its_layer() -> None:
+    a = {"bn.mean": np.float32([0.03]), "bn.steps": np.array(8)}
+    check_agreement(a, a, tolerance=1e-6)
+    with pytest.raises(VerificationError, match="mean' differs by 7"):
+        check_agreement(a, a | {"bn.mean": np.float32([0.1])}, tolerance=0.2)
+    with pytest.raises(VerificationError, match="steps' differs by inf"):
+        check_agreement(a, a | {"bn.steps": np.array(9)}, tolerance=0.5)
+
+
 def test_a_worker_answers_from_its_own_process_whatever_its_libraries_print(
     fake_module: str,
 ) -> None:

@@ -33,7 +33,8 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
-_limits: list[int] = []  # of the blocks entered and not left, in any thread
+_Limit = tuple[int, int]  # a thread's number and how many BLAS may have
+_limits: list[_Limit] = []  # of the blocks entered and not left, in any thread
 _unlimited: int | None = None  # threads of BLAS before the first of them
 _changing_limits = threading.RLock()  # a dropped iterator may leave its block at any point
 _this_thread = threading.local()
@@ -54,27 +55,37 @@ def limit_blas_threads(threads: int | None) -> Iterator[None]:
         return
     # A limit is in the list for as long as it holds, so that worker_threads() never takes a
     # limited number for that of BLAS.
+    limit = threading.get_ident(), threads
     with _changing_limits:
         global _unlimited
         if not _limits:
             _unlimited = blas_threads()
-        _limits.append(threads)
+        _limits.append(limit)
         _limit_blas(_limits)
     try:
         yield
     finally:
         with _changing_limits:
             left = list(_limits)
-            left.remove(threads)
+            left.remove(limit)
             _limit_blas(left)
-            _limits.remove(threads)
+            _limits.remove(limit)
             _limit_blas(_limits)  # others may have left meanwhile, in this very thread
 
 
-def _limit_blas(limits: list[int]) -> None:
+def _limit_blas(limits: list[_Limit]) -> None:
     set_threads = _openblas("set_num_threads")
     if set_threads is not None and _unlimited is not None:
-        set_threads(min([_unlimited, *limits]))
+        set_threads(min([_unlimited, *(threads for _, threads in limits)]))
+
+
+def _forget_other_threads() -> None:
+    """Drop the limits of threads that did not survive a fork."""
+    own = [limit for limit in _limits if limit[0] == threading.get_ident()]
+    if own != _limits:
+        _limits[:] = own
+        _limit_blas(own)
+    _changing_limits.release()
 
 
 def blas_threads() -> int | None:
@@ -155,8 +166,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "refkd-pieces", initializer=mark)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, what they hold does
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(
+        before=_changing_limits.acquire,
+        after_in_parent=_changing_limits.release,
+        after_in_child=_forget_other_threads,
+    )
 
 
 def _in_order(

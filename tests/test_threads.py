@@ -223,23 +223,73 @@ def test_pieces_of_a_piece_run_in_its_thread(two_threads: None) -> None:
     assert all(side_by_side(outer, range(5)))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_has_threads_of_its_own() -> None:
-    script = """
-        import os, signal
-        from refkd import threads
+def in_a_fork(before: str, child: str) -> None:
+    """Run lines, fork, and run others in the child, which must end."""
+    script = f"""
+import os, signal, threading, time
+from refkd import threads
+{textwrap.dedent(before)}
+child = os.fork()
+if not child:
+    signal.alarm(20)
+{textwrap.indent(textwrap.dedent(child), "    ")}
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+@needs_fork
+def test_a_fork_has_threads_of_its_own() -> None:
+    use = """
         threads._at_a_time = lambda: 2
         assert list(threads.side_by_side(str, range(3))) == ["0", "1", "2"]
-        child = os.fork()
-        if not child:
-            signal.alarm(20)
-            assert list(threads.side_by_side(str, range(3))) == ["0", "1", "2"]
-        else:
-            raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    subprocess.run(command, check=True, timeout=60)
+    in_a_fork(use, use)
+
+
+@needs_fork
+def test_a_fork_while_another_thread_changes_a_limit_does_not_hang() -> None:
+    change_slowly = """
+        def change():
+            with threads._changing_limits:
+                begun.set()
+                time.sleep(0.2)
+        begun = threading.Event()
+        threading.Thread(target=change, daemon=True).start()
+        begun.wait()
+    """
+    in_a_fork(change_slowly, "with threads.limit_blas_threads(1): pass")
+
+
+@needs_fork
+def test_a_fork_keeps_its_own_limits_and_not_those_of_other_threads() -> None:
+    limit = """
+        count = [4]
+        threads._openblas = {
+            "get_num_threads": lambda: count[0],
+            "set_num_threads": lambda threads: count.__setitem__(0, threads),
+        }.get
+        def stay():
+            with threads.limit_blas_threads(1):
+                begun.set()
+                time.sleep(20)
+        begun = threading.Event()
+        threading.Thread(target=stay, daemon=True).start()
+        begun.wait()
+        own = threads.limit_blas_threads(3)
+        own.__enter__()
+        assert threads.blas_threads() == 1
+    """
+    leave = """
+        assert threads.blas_threads() == 3
+        own.__exit__(None, None, None)
+        assert threads.blas_threads() == 4
+    """
+    in_a_fork(limit, leave)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

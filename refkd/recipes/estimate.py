@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from refkd.data.dataset import Dataset, Split, to_batch
+from refkd.dispatch import current_backend
 from refkd.distill.objective import Batch, Objective, Supervised
 from refkd.distill.stage import Stage
 from refkd.models import parameter_count
@@ -19,6 +21,7 @@ from refkd.recipes.build import build_stage, distillation, network_spec
 from refkd.recipes.config import Protocol, Recipe, Student, Training
 from refkd.train.evaluate import evaluate_logits
 from refkd.train.loop import begin, train
+from refkd.train.progress import Progress
 
 __all__ = ["describe"]
 
@@ -91,29 +94,51 @@ def _images_of_its_classes(student: Student, dataset: Dataset) -> int:
 def _seconds_per_step(
     recipe: Recipe, network: Layer, teacher: Layer, settings: Training, dataset: Dataset
 ) -> float:
-    def seconds(steps: int) -> float:
-        stage, split, frozen = _steps(recipe, network, teacher, settings, dataset, steps)
-        progress = begin([stage], 0, frozen_params=frozen[0], frozen_state=frozen[1])
-        started = time.perf_counter()
+    stage, split, frozen = _steps(recipe, network, teacher, settings, dataset, _TIMED_STEPS)
+    progress = begin([stage], 0, frozen_params=frozen[0], frozen_state=frozen[1])
+    clock = _Clock()
+    with contextlib.suppress(_EnoughSteps):
         train(
             [stage],
             progress,
             split,
             normalization=dataset.normalization,
             augment=recipe.images.transforms(),
+            monitor=clock,
         )
-        return (time.perf_counter() - started) / math.ceil(len(split) / settings.batch_size)
+    return clock.seconds_per_step()
 
-    once = seconds(1)
-    if once > _ENOUGH_SECONDS:
-        return once
-    return min(seconds(min(_TIMED_STEPS, math.ceil(_ENOUGH_SECONDS / once))) for _ in range(3))
+
+class _EnoughSteps(Exception):
+    """Ends a training between two steps."""
+
+
+class _Clock:
+    """Notes when steps have ended, and ends the training once that is enough."""
+
+    def __init__(self) -> None:
+        self._compiles = current_backend().name != "numpy"
+        self._stamps = [time.perf_counter()]
+
+    def after_step(self, progress: Progress, steps_per_epoch: int) -> None:
+        self._stamps.append(time.perf_counter())
+        counted = self._stamps[1:] if self._compiles else self._stamps
+        if len(counted) > _TIMED_STEPS or counted[-1] - counted[0] > _ENOUGH_SECONDS:
+            raise _EnoughSteps
+
+    def after_epoch(self, progress: Progress, record: Mapping[str, float]) -> None:
+        """An epoch's end costs what it costs; its time falls on the next step."""
+
+    def seconds_per_step(self) -> float:
+        """Return the time of a usual step: one after the first, which prepares much."""
+        seconds = np.diff(self._stamps)
+        return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
 
 
 def _steps(
     recipe: Recipe, network: Layer, teacher: Layer, settings: Training, dataset: Dataset, steps: int
 ) -> tuple[Stage, Split, tuple[Arrays, Arrays]]:
-    """Return a training of a few steps, and the parameters and state of its teacher."""
+    """Return a training of some steps and one more, and its teacher's parameters and state."""
     split = dataset.train.take(np.arange(min(len(dataset.train), settings.batch_size * steps)))
     kd = settings.spec() if isinstance(settings, Student) else None
     objective: Objective = Supervised(network, head_weights=getattr(settings, "head_weights", ()))
@@ -128,8 +153,9 @@ def _steps(
         else:
             params, state = teacher.init(np.random.default_rng(0))
             frozen = add_prefix("teacher", params), add_prefix("teacher", state)
-    one_epoch = dataclasses.replace(settings, epochs=1, keep="last")
-    return build_stage(objective, one_epoch), split, frozen
+    epochs = math.ceil((steps + 1) * settings.batch_size / len(split))
+    few = dataclasses.replace(settings, epochs=epochs, keep="last")
+    return build_stage(objective, few), split, frozen
 
 
 def _step_bytes(
@@ -157,6 +183,7 @@ def _seconds_per_evaluation(network: Layer, dataset: Dataset) -> float:
         evaluate_logits(network, params, state, images, normalization=dataset.normalization)
         return (time.perf_counter() - started) / len(images)
 
+    seconds_per_image(_FIRST_IMAGES)  # which compiles
     per_image = seconds_per_image(_FIRST_IMAGES)
     if per_image * _TIMED_IMAGES < _ENOUGH_SECONDS:
         per_image = min(seconds_per_image(_TIMED_IMAGES) for _ in range(3))

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
+from typing import Any
 
 import numpy as np
 import pytest
 
+from refkd import dispatch
 from refkd.data.dataset import Dataset, Normalization, Split
+from refkd.dispatch import Backend
 from refkd.recipes import estimate
 from refkd.recipes.config import Recipe
 from refkd.recipes.load import parse_recipe
@@ -81,6 +85,29 @@ def test_the_time_is_steps_and_evaluations_times_what_they_take(
     found = [float(s) for s in re.findall(r"about ([\d.]+) s", text)]
     expected = [teacher, alone, distilled, teacher + alone + distilled]
     assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_what_a_backend_compiles_in_the_first_step_is_no_part_of_the_others(
+    recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[float] = []
+
+    def linear_forward(x: Any, weight: Any, bias: Any) -> Any:
+        calls.append(time.perf_counter())
+        if len(calls) <= 2:
+            time.sleep(0.3)
+        return NotImplemented
+
+    slow = Backend(
+        "slow", np.ndarray, np.asarray, np.asarray, lambda: None, {"linear_forward": linear_forward}
+    )
+    monkeypatch.setitem(dispatch._loaded, "slow", slow)
+    training = recipe.protocols["p"].teacher
+    network = estimate.network_spec(recipe.teacher, training, dataset).build()
+    with dispatch.use_backend("slow"):
+        seconds = estimate._seconds_per_step(recipe, network, network, training, dataset)
+    assert seconds < 0.05
+    assert len(calls) > 2 * 3
 
 
 def test_an_evaluation_counts_all_images_that_are_evaluated(

@@ -16,7 +16,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
@@ -205,16 +205,16 @@ def _dispatching(name: str, reference: Callable[..., Any]) -> Callable[..., Any]
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
         selection = current_scope() or _default
-        if selection is None and not by_array_type:
-            return reference(*args, **kwargs)
         # Most calls begin with a NumPy array: spare them the search.
         array_type = type(args[0]) if args else None
         if array_type is not np.ndarray:
             array_type = _first_array_type(itertools.chain(args, kwargs.values()))
+        elif selection is None:
+            return reference(*args, **kwargs)
         if selection is not None and selection.backend.array_type is array_type:
             backend: Backend | None = selection.backend
         else:
-            backend = by_array_type.get(array_type)
+            backend = by_array_type.get(array_type) or _loaded_for(array_type)
         override = None if backend is None else backend.kernels.get(name)
         if override is not None:
             result = override(*args, **kwargs)
@@ -228,6 +228,21 @@ def _dispatching(name: str, reference: Callable[..., Any]) -> Callable[..., Any]
         return reference(*args, **kwargs)
 
     return call
+
+
+def _loaded_for(array_type: type) -> Backend | None:
+    """Return the backend of arrays whose package has its name, loaded now if need be."""
+    if array_type is np.ndarray:
+        return None
+    _load_if_known(array_type.__module__.partition(".")[0])
+    return _by_array_type.get(array_type)
+
+
+@functools.cache
+def _load_if_known(name: str) -> None:
+    if name in _known_backends():
+        with suppress(BackendUnavailable, ConfigError):
+            get_backend(name)
 
 
 def _first_array_type(args: Iterable[Any]) -> type:
@@ -335,7 +350,7 @@ def _load_built_in(name: str, module: str) -> Backend:
 def _load_entry_point(entry: EntryPoint) -> Backend:
     try:
         backend = entry.load()
-    except Exception as error:  # whatever a third party's module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever a third party's module does meanwhile
         raise BackendUnavailable(
             f"backend {entry.name!r}: its entry point {entry.value} does not load "
             f"({type(error).__name__}: {error})"
@@ -350,6 +365,11 @@ def _load_entry_point(entry: EntryPoint) -> Backend:
 
 def _check_overrides(backend: Backend) -> None:
     kernels = registered_kernels()
+    if not isinstance(backend.kernels, Mapping):
+        raise ConfigError(
+            f"backend {backend.name!r}: kernels must be a mapping of names to functions, got "
+            f"{type(backend.kernels).__name__}"
+        )
     for name, override in backend.kernels.items():
         if name not in kernels:
             check_choice(f"backend {backend.name!r}", "an overridden kernel", name, kernels)
@@ -363,7 +383,10 @@ def _check_overrides(backend: Backend) -> None:
 
 
 def _parameters(function: Callable[..., Any]) -> str:
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # it is no function, or none that says what it takes
+        return f"unknown: {function!r}"
     signature = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
     return str(signature)[1:-1]
 
@@ -411,5 +434,5 @@ def current_backend() -> Backend:
 
 
 def backend_of(x: Array) -> Backend:
-    """Return the loaded backend whose arrays ``x`` is one of; the reference for those of NumPy."""
-    return _by_array_type.get(type(x), _NUMPY)
+    """Return the backend whose arrays ``x`` is one of; the reference for those of NumPy."""
+    return _by_array_type.get(type(x)) or _loaded_for(type(x)) or _NUMPY

@@ -559,6 +559,43 @@ class TestLoading:
         offer_entry_point("failing", "fails_to_import:backend")
         assert "driver too old" in str(available_backends()["failing"])
 
+    @pytest.mark.parametrize(
+        ("kernels", "words"),
+        [
+            (["relu_forward"], "kernels must be a mapping of names to functions, got list"),
+            ({"relu_forward": None}, r"relu_forward must have .* got \(unknown: None\)"),
+            ({"relu_forward": dict}, r"relu_forward must have .* got \(unknown: <class 'dict'>\)"),
+        ],
+        ids=str,
+    )
+    def test_kernels_that_are_none_are_a_reason(self, offer: Any, kernels: Any, words: str) -> None:
+        offer("fake", kernels)
+        with pytest.raises(ConfigError, match=words):
+            get_backend("fake")
+        assert available_backends()["fake"] is not None
+
+    def test_a_module_that_exits_is_a_reason(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, offer_entry_point: Any
+    ) -> None:
+        (tmp_path / "leaves.py").write_text("raise SystemExit('no licence')\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        offer_entry_point("leaving", "leaves:backend")
+        assert "no licence" in str(available_backends()["leaving"])
+
+    @pytest.mark.parametrize("reason", [None, "no such device"])
+    def test_arrays_of_a_package_find_the_backend_of_its_name_unasked(
+        self, twofold: Any, offer: Any, reason: str | None
+    ) -> None:
+        class Array:
+            shape = (3,)
+
+        Array.__module__ = "fake.arrays"
+        dispatch._load_if_known.cache_clear()
+        offer("fake", {"twofold_forward": override}, array_type=Array, unavailable_reason=reason)
+        for _ in range(2):
+            assert ran(twofold(Array())) == ("reference" if reason else "override")
+            assert dispatch.backend_of(Array()).name == ("numpy" if reason else "fake")
+
     def test_an_entry_point_to_something_else_is_refused(self, offer_entry_point: Any) -> None:
         offer_entry_point("wrong", "json:dumps")
         with pytest.raises(ConfigError, match=r"json:dumps must name a refkd.* got function"):

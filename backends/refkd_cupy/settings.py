@@ -7,16 +7,9 @@ import os
 from typing import Any
 
 from refkd.errors import ConfigError
+from refkd.switches import switch
 
 __all__ = ["choices", "cublas_lt", "memory_limit", "tf32", "three_terms", "three_terms_from"]
-
-
-def _switch(variable: str, *, default: bool) -> bool:
-    """Return whether a variable of the environment is 1 and not 0."""
-    value = os.environ.get(variable, "").strip()
-    if value not in ("", "0", "1"):
-        raise ConfigError(f"{variable} must be 0 or 1, got {value!r}")
-    return value == "1" if value else default
 
 
 def _limit(variable: str) -> dict[str, Any]:
@@ -39,13 +32,13 @@ def _limit(variable: str) -> dict[str, Any]:
     )
 
 
-tf32: bool = _switch("REFKD_TF32", default=False)
+tf32: bool = switch("REFKD_TF32", default=False)
 """Whether matrix products and convolutions may round what they multiply to 10 bits (TF32).
 
 ``REFKD_TF32=1`` in the environment turns it on, as does ``refkd_cupy.settings.tf32 = True``.
 """
 
-three_terms: bool = _switch("REFKD_THREE_TERMS", default=True)
+three_terms: bool = switch("REFKD_THREE_TERMS", default=True)
 """Whether tensor cores may make float32 products of three each, whose factors are TF32.
 
 Their rounding errors are those of float32, but infinity times anything is NaN to them.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from refkd.dispatch import Backend
+from refkd.errors import ConfigError
 
 __all__ = ["backend"]
 
@@ -55,6 +56,14 @@ def _reason_against() -> str | None:
     return None
 
 
+def _reason_in_settings() -> str | None:
+    try:
+        importlib.import_module("refkd_numba.settings")
+    except ConfigError as error:  # it says what is wrong in the environment
+        return str(error)
+    return None
+
+
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -73,7 +82,7 @@ def _prune_cache() -> None:
 
 
 def _backend() -> Backend:
-    reason = _reason_against()
+    reason = _reason_against() or _reason_in_settings()
     kernels: dict[str, Any] = {}
     error_factors: dict[str, float] = {}
     try:

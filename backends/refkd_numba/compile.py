@@ -259,22 +259,25 @@ class _Cache(caching.FunctionCache):
 
 
 class _Announcer(event.Listener):
-    """Says on stderr what is compiled and how long it took: it may be many seconds."""
+    """Says on stderr what is being compiled, and then how long it took: it may be many seconds."""
 
     def __init__(self) -> None:
         self._begun: list[float] = []
 
     def on_start(self, event: Any) -> None:
+        function = event.data["dispatcher"].py_func
+        package, _, place = f"{function.__module__}.{function.__name__}".partition(".")
+        if package == __package__ and not self._begun:
+            print(f"refkd: compiling {place} ... ", end="", file=sys.stderr, flush=True)
         self._begun.append(time.perf_counter())
 
     def on_end(self, event: Any) -> None:
         seconds = time.perf_counter() - self._begun.pop()
         dispatcher = event.data["dispatcher"]
-        function = dispatcher.py_func
-        ours = function.__module__.partition(".")[0] == __package__
+        ours = dispatcher.py_func.__module__.partition(".")[0] == __package__
         if ours and not self._begun:
-            kept = ", and kept it" if isinstance(dispatcher._cache, _Cache) else ""
-            print(f"refkd: compiled {function.__name__} in {seconds:.1f} s{kept}", file=sys.stderr)
+            kept = ", kept" if isinstance(dispatcher._cache, _Cache) else ""
+            print(f"{seconds:.1f} s{kept}", file=sys.stderr, flush=True)
 
 
 event.register("numba:compile", _Announcer())

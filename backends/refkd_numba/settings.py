@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from refkd.switches import switch
 
 __all__ = ["winograd"]
 
-winograd: bool = os.environ.get("REFKD_WINOGRAD", "1") != "0"
+winograd: bool = switch("REFKD_WINOGRAD", default=True)
 """Whether 3 × 3 convolutions may use Winograd's algorithm, whose rounding errors are larger.
 
 ``REFKD_WINOGRAD=0`` in the environment turns it off, as does

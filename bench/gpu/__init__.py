@@ -8,7 +8,9 @@ or a section has found nothing, and 4 where there is no GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,16 +28,20 @@ SECTIONS = ("compile", "ceilings", "conformance", "kernels", "training", "torch_
 _SHARES = {"compile": 0.2, "ceilings": 0.1, "conformance": 0.35, "kernels": 0.45, "training": 0.8}
 _WHOLE = ("compile", "ceilings")  # whichever rows of the others are chosen
 _ROW_SECONDS = {"torch_compile": 150.0}
-_FAILED = 1
-_NO_GPU = 4
+_FAILED, _USAGE, _NO_GPU = 1, 2, 4
 
 
 def register(subparsers: Any) -> None:
     """Add the subcommand to an ``argparse`` parser."""
-    parser = subparsers.add_parser("gpu", help="the CuPy backend on a GPU beside PyTorch's")
+    parser = subparsers.add_parser(
+        "gpu",
+        help="the CuPy backend on a GPU beside PyTorch's",
+        description="Test the CuPy backend on a GPU and measure it beside PyTorch for CUDA, which "
+        "must be installed.",
+    )
     parser.add_argument(
         "--budget",
-        type=float,
+        type=_positive,
         default=540,
         metavar="SECONDS",
         help="after which rows are left out, and said so (default: 540)",
@@ -44,12 +50,24 @@ def register(subparsers: Any) -> None:
         "--output", type=Path, help="file for the results, as JSON; beside it, .md has the tables"
     )
     parser.add_argument(
-        "--only", action="append", choices=SECTIONS, help="a section to run; may be given again"
+        "--only",
+        action="append",
+        choices=SECTIONS,
+        help="a section to run, instead of all; may be given again: compile the CUDA sources, "
+        "measure the ceilings (copy, matrix product), run the conformance tests on the device, "
+        "time kernels, training steps and, last, those that torch.compile makes",
     )
     parser.add_argument(
         "--rows", default="", metavar="WORDS", help="measure only rows whose names contain this"
     )
     parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
             _write(arguments.output, json.dumps(results, indent=1))
             _write(arguments.output.with_suffix(".md"), tables.text(results))
 
+    try:
+        write()
+    except OSError as error:
+        print(f"bench gpu: --output {arguments.output}: {error}", file=sys.stderr)
+        return _USAGE
     chosen = [section for section in SECTIONS if section in (arguments.only or SECTIONS)]
     for section in chosen:
         left = arguments.budget - (time.monotonic() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -25,7 +26,9 @@ _EXTRAS = {
     "hypothesis": "testing",
     "numba": "numba",
     "torch": "torch",
+    "cupy": "cuda13",
 }
+_DISTRIBUTIONS = {"cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy")}
 
 
 def register(subparsers: Any) -> None:
@@ -92,7 +95,7 @@ def _warm_up(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for distribution in _DISTRIBUTIONS.get(package, (package,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return None

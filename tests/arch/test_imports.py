@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "dispatch": {"errors", "threads"},
     "threads": set(),
+    "switches": {"errors"},
     "ops": CORE | {"threads"},
     "losses": CORE | {"ops"},
     "nn": CORE | {"ops"},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import refkd_cupy
+from refkd.switches import switch
 from refkd_cupy import probe, settings
 
 
@@ -166,9 +167,9 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     for value, limit in (limits | {"2e9": {"size": 2_000_000_000}}).items():
         monkeypatch.setenv("REFKD_GPU_MEMORY", value)
         assert settings._limit("REFKD_GPU_MEMORY") == limit
-    for value, default, switch in (("1", False, True), ("0", True, False), ("", True, True)):
+    for value, default, expected in (("1", False, True), ("0", True, False), ("", True, True)):
         monkeypatch.setenv("REFKD_TF32", value)
-        assert settings._switch("REFKD_TF32", default=default) == switch
+        assert switch("REFKD_TF32", default=default) == expected
 
 
 def test_every_setting_but_the_limit_of_memory_chooses_kernels(

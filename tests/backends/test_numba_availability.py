@@ -199,7 +199,8 @@ with use_backend("numba", strict=True):
     assert np.array_equal(relu_forward(x), np.maximum(x, 0))
 """
     for _ in range(2):
-        assert "refkd: compiled _relu_forward" in run(program, NUMBA_CACHE_DIR=chosen).stderr
+        said = run(program, NUMBA_CACHE_DIR=chosen).stderr
+        assert "refkd: compiling activation._relu_forward ... " in said
 
 
 @needs_numba
@@ -217,6 +218,13 @@ print(hashlib.sha256(found).hexdigest())
     program = f"import hashlib, os, sys\n{STEP}{program}"
     said = {run(program, threads, OPENBLAS_NUM_THREADS=str(threads)).stdout for _ in range(2)}
     assert len(said) == 1
+
+
+@needs_numba
+def test_a_setting_that_makes_no_sense_is_named() -> None:
+    program = "from refkd.dispatch import available_backends as a; print(a()['numba'])"
+    said = run(program, REFKD_WINOGRAD="no").stdout
+    assert "REFKD_WINOGRAD must be 0 or 1, got 'no'" in said
 
 
 @needs_numba

@@ -101,6 +101,27 @@ def test_a_row_that_is_done_is_not_left_out_when_its_worker_does_not_end(tmp_pat
     assert found == [{"row": "fine", "us": 1.0}]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--budget", "-1"], "a number of seconds above 0, got -1"), (["--budget", "nan"], "got nan")],
+)
+def test_a_budget_is_a_number_of_seconds(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["gpu", *options])
+    assert words in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "available_backends", lambda: {"cupy": None})
+    monkeypatch.setattr(command, "_run", None)
+    assert main(["gpu", "--output", str(tmp_path / "no folder" / "gpu.json")]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,14 +200,14 @@ def _register(function: Callable[..., Any], *, pair: str | None, reason: str) ->
 
 
 def _dispatching(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    current_scope, by_array_type = _scope.get, _by_array_type
+    current_scope, by_array_type, ndarray = _scope.get, _by_array_type, np.ndarray
 
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
         selection = current_scope() or _default
         # Most calls begin with a NumPy array: spare them the search.
         array_type = type(args[0]) if args else None
-        if array_type is not np.ndarray:
+        if array_type is not ndarray:
             array_type = _first_array_type(itertools.chain(args, kwargs.values()))
         elif selection is None:
             return reference(*args, **kwargs)

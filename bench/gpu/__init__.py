@@ -42,9 +42,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--budget",
         type=_positive,
-        default=540,
+        default=470,
         metavar="SECONDS",
-        help="after which rows are left out, and said so (default: 540)",
+        help="after which rows are left out, and said so (default: 470)",
     )
     parser.add_argument(
         "--output", type=Path, help="file for the results, as JSON; beside it, .md has the tables"

@@ -97,7 +97,7 @@ def test_a_row_that_is_done_is_not_left_out_when_its_worker_does_not_end(tmp_pat
     script.write_text(re.sub("every = .*", "every = ('fine',)", lasting))
     found: list[dict[str, Any]] = []
     worker = [sys.executable, str(script)]
-    sections.run_section("any", "", 1.0, found.append, row_seconds=9.0, worker=worker)
+    sections.run_section("any", "", 3.0, found.append, row_seconds=9.0, worker=worker)
     assert found == [{"row": "fine", "us": 1.0}]
 
 

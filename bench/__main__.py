@@ -12,6 +12,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "training": "training steps beside PyTorch's",
     "kernels": "single kernels beside PyTorch's",
+    "profile": "where the time of a training step on Numba goes",
     "dispatch": "what a kernel call costs",
     "mutations": "wrong gradients planted, and how many the checker finds",
     "false-alarms": "right gradients, and how many the checker calls wrong",

@@ -6,10 +6,8 @@ channels-last memory.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +17,16 @@ from refkd.ops.im2col import ConvSizes, conv_sizes
 from refkd.ops.window import Pair, Size, as_pair
 from refkd_cupy import conv_depthwise, device, settings
 from refkd_cupy.alignment import at_vectors
+from refkd_cupy.conv_tiles import (
+    DEPTH,
+    FMA,
+    GATHER_TILES,
+    SMALLEST,
+    TF32,
+    THREE_TERMS,
+    WEIGHT_TILES,
+    tile_and_parts,
+)
 from refkd_cupy.layout import as_images, channels_last
 from refkd_cupy.operands import can_be_counted
 from refkd_cupy.sums import sum_parts
@@ -30,74 +38,10 @@ _MOST_ENTRIES = 2**30  # of an array with its padding: the kernels count in 32 b
 _MOST_BLOCKS = 65535  # along the second and third axes of a grid
 _MOST_TAPS = 2048  # of a kernel: what shared memory has a place for, where there is enough of it
 _PACKED = 32  # outputs that a block packs at a time
-_DEPTH = 16  # terms of the sums in one step
-_STAGES = 3
 _FEW_TERMS = 64  # up to which tensor cores are not worth their rounding
 _MOST_STEPS = 256  # in a part of the sum over pixels: longer sums lose accuracy
 _MANY_PARTS = 8
 _MOST_SUMS = 2**27  # entries of all parts of a sum, where there are many: 512 MiB
-
-_FMA, _THREE_TERMS, _TF32 = "conv_fma", "conv_tensor", "conv_tf32"
-
-_LEAST_STEPS, _MOST_PARTS = 4, 512  # of a part; of a sum
-
-
-class _Speed(NamedTuple):
-    """Microseconds of a step on an H100, by which a tile and the number of parts are chosen."""
-
-    product: float  # of 128 × 128, of a multiprocessor
-    copy: float  # of 128 rows and 128 columns, of a multiprocessor
-    alone: float  # what no step of a block takes less than
-    column: float  # and for each 32 columns of a warp
-
-
-_SPEEDS = {
-    _FMA: _Speed(0.97, 0.37, 0.32, 0.52),
-    _THREE_TERMS: _Speed(0.02, 0.50, 0.01, 0.82),
-    _TF32: _Speed(0.02, 0.36, 0.27, 0.30),
-}
-_OVERLAP = 1.2  # between 1, nothing of what blocks do at a time, and infinity
-_STEPS_TO_BEGIN = 1
-_MICROSECONDS_OF_PARTS, _ENTRIES_PER_MICROSECOND = 4.0, 1e6  # to write and to add them
-
-
-class _Tile(NamedTuple):
-    """The part of a product that a block makes.
-
-    A warp makes 64 × 32 of it, or 64 × 64 of a wide one on tensor cores.
-    """
-
-    rows: int
-    columns: int
-    wide: bool = False
-
-    def count(self, rows: int, columns: int) -> int:
-        return -(-rows // self.rows) * -(-columns // self.columns)
-
-    def warps(self, stem: str) -> int:
-        return self.rows // 64 * (self.columns // (32 * self.width(stem)))
-
-    def width(self, stem: str) -> int:
-        """Return how many times 32 columns a warp makes."""
-        return 2 if self.wide and stem != _FMA else 1
-
-    def resident(self, stem: str) -> int:
-        """Return how many of its blocks a multiprocessor holds at a time, as they are compiled."""
-        warps = 16 if stem == _FMA else 8 if self.wide else 12
-        return warps // self.warps(stem)
-
-    def shared(self, stem: str, taps: int) -> int:
-        """Return how many bytes of shared memory a block asks for, to gather along so many taps.
-
-        No taps stand for the sums over pixels, whose A does not lie by rows.
-        """
-        pads = (4 * self.rows if taps else 8 * _DEPTH) + 8 * _DEPTH if stem == _FMA else 0
-        return 4 * _STAGES * (_DEPTH * (self.rows + self.columns) + pads) + 16 * taps
-
-    def fits(self, stem: str, taps: int, limit: int) -> bool:
-        """Return whether a block finds it below a limit, with what it notes of pixels besides."""
-        noted = 16 * self.rows if taps else 32 * 32 * self.warps(stem)
-        return self.shared(stem, taps) + noted <= limit
 
 
 def conv2d_forward(
@@ -203,14 +147,14 @@ def sizes(
     blocks = max(
         g.groups * math.prod(g.stride),
         -(-g.outputs // (g.groups * _PACKED)),
-        -(-g.batch * g.positions // (_DEPTH * _MOST_STEPS)),
+        -(-g.batch * g.positions // (DEPTH * _MOST_STEPS)),
     )
     fits = (
         entries <= _MOST_ENTRIES
         and can_be_counted(*g.dilation)
         and blocks <= _MOST_BLOCKS
         and taps <= _MOST_TAPS
-        and _SMALLEST.fits(_FMA, taps, device.shared_limit())
+        and SMALLEST.fits(FMA, taps, device.shared_limit())
     )
     return g if fits else None
 
@@ -259,7 +203,7 @@ def _packed_for_forward(stem: str, weight: Array, g: ConvSizes) -> Array:
     step, pairs = -(-outputs // 4) * 4, _are_pairs(stem, inputs)
     packed = device.empty((g.groups, taps, inputs // (1 + pairs), step * (1 + pairs)))
     grid = (-(-inputs * taps // 32), -(-step // _PACKED), g.groups)
-    flags = stem == _TF32, pairs
+    flags = stem == TF32, pairs
     arguments = [weight, packed, *map(np.int32, (outputs, inputs, taps, step, *flags))]
     device.launch("conv_weight", "pack_for_forward", grid, (32, 8), arguments)
     return packed
@@ -271,7 +215,7 @@ def _packed_for_backward(stem: str, weight: Array, g: ConvSizes) -> Array:
     Outputs come in pairs, and in each inputs, where _are_pairs.
     """
     outputs, inputs, taps = _of_a_group(g)
-    pairs, rounded = _are_pairs(stem, outputs), stem == _TF32
+    pairs, rounded = _are_pairs(stem, outputs), stem == TF32
     if taps == 1 and inputs % 4 == 0 and not (pairs or rounded):
         return at_vectors(weight).reshape(g.groups, 1, outputs, inputs)
     step = -(-inputs // 4) * 4
@@ -324,9 +268,9 @@ def _gather(
     taps = g.kernel_size[0] * g.kernel_size[1]
     terms = source.shape[3] // g.groups * taps
     source, vector = at_vectors(source), _vector(source, g.groups)
-    steps = -(-terms // (count // g.groups * _DEPTH))
-    tile, parts = _choice(
-        stem, _GATHER_TILES[vector], pixels, columns, count, steps, target.size, taps,
+    steps = -(-terms // (count // g.groups * DEPTH))
+    tile, parts = tile_and_parts(
+        stem, GATHER_TILES[vector], pixels, columns, count, steps, target.size, taps,
         device.multiprocessors(), device.shared_limit(),
     )  # fmt: skip
     result = target if parts == 1 else device.empty((parts, *target.shape))
@@ -337,7 +281,7 @@ def _gather(
     device.launch(
         stem,
         f"conv2d_gather_{tile.rows}x{tile.columns}_v{vector}",
-        (tile.count(pixels, columns), count, parts),
+        (tile.blocks(pixels, columns), count, parts),
         32 * tile.warps(stem),
         arguments,
         shared=tile.shared(stem, taps),
@@ -354,10 +298,10 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
     vectors = _vector(dy, g.groups), _vector(x, g.groups)
     if vectors[0] == 1:
         vectors = (1, 1)
-    steps = -(-pixels // _DEPTH)
+    steps = -(-pixels // DEPTH)
     stem = _stem(pixels)
-    tile, parts = _choice(
-        stem, _WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns, 0,
+    tile, parts = tile_and_parts(
+        stem, WEIGHT_TILES[vectors], outputs, columns, g.groups, steps, g.outputs * columns, 0,
         device.multiprocessors(), device.shared_limit(),
     )  # fmt: skip
     parts = max(parts, -(-steps // _MOST_STEPS))
@@ -372,7 +316,7 @@ def _weight_sums(dy: Array, x: Array, g: ConvSizes, need_dbias: bool) -> tuple[A
     device.launch(
         stem,
         f"conv2d_weight_{tile.rows}x{tile.columns}_v{vectors[0]}{vectors[1]}",
-        (tile.count(outputs, columns), g.groups, parts),
+        (tile.blocks(outputs, columns), g.groups, parts),
         32 * tile.warps(stem),
         arguments,
         shared=tile.shared(stem, 0),
@@ -404,7 +348,7 @@ def _of_a_group(g: ConvSizes) -> tuple[int, int, int]:
 
 def _are_pairs(stem: str, channels: int) -> bool:
     """Return whether products gathered from a group of so many channels want weights in pairs."""
-    return stem != _FMA and channels % 4 == 0
+    return stem != FMA and channels % 4 == 0
 
 
 def _vector(x: Array, groups: int) -> int:
@@ -412,65 +356,13 @@ def _vector(x: Array, groups: int) -> int:
     return 4 if x.shape[3] % (4 * groups) == 0 else 1
 
 
-_SMALLEST = _Tile(64, 64)
-_GATHER_TILES = {
-    4: (_Tile(128, 128, wide=True), _Tile(128, 64, wide=True), _SMALLEST, _Tile(128, 32)),
-    1: (_Tile(128, 64), _SMALLEST),
-}
-_WEIGHT_TILES = {
-    (4, 4): (_Tile(128, 128, wide=True), _Tile(64, 128, wide=True), _SMALLEST),
-    (4, 1): (_SMALLEST,),
-    (1, 1): (_SMALLEST,),
-}
-
-
-@functools.lru_cache(maxsize=4096)
-def _choice(
-    stem: str,
-    tiles: tuple[_Tile, ...],
-    rows: int,
-    columns: int,
-    count: int,
-    steps: int,
-    entries: int,
-    taps: int,
-    multiprocessors: int,
-    shared_limit: int,
-) -> tuple[_Tile, int]:
-    """Return a tile, and into how many parts to cut sums of ``steps``, that should be quickest.
-
-    For ``count`` products of rows × columns whose results have ``entries`` altogether, of tiles
-    whose shared memory is below the device's limit for so many taps (see :meth:`_Tile.shared`).
-    """
-    tiles = tuple(tile for tile in tiles if tile.fits(stem, taps, shared_limit))
-    speed = _SPEEDS[stem]
-    most = max(1, min(steps // _LEAST_STEPS, _MOST_PARTS))
-
-    def microseconds(choice: tuple[_Tile, int]) -> float:
-        tile, parts = choice
-        blocks = tile.count(rows, columns) * count * parts
-        together, left = divmod(-(-blocks // multiprocessors), tile.resident(stem))
-        share = (tile.rows * tile.columns / 128**2, (tile.rows + tile.columns) / 256)
-        work = speed.product * share[0] + speed.copy * share[1]
-        alone = speed.alone + speed.column * tile.width(stem)
-
-        def of_a_step(blocks: int) -> float:
-            return ((work * blocks) ** _OVERLAP + alone**_OVERLAP) ** (1 / _OVERLAP)
-
-        time = together * of_a_step(tile.resident(stem)) + (of_a_step(left) if left else 0)
-        of_parts = _MICROSECONDS_OF_PARTS + (parts + 1) * entries / _ENTRIES_PER_MICROSECOND
-        return time * (-(-steps // parts) + _STEPS_TO_BEGIN) + (of_parts if parts > 1 else 0)
-
-    return min(itertools.product(tiles, range(1, most + 1)), key=microseconds)
-
-
 def _stem(terms: int) -> str:
     """Return the source of the products for sums of so many terms."""
     if not device.supports_tensor_cores():
-        return _FMA
+        return FMA
     if settings.tf32:
-        return _TF32
-    return _THREE_TERMS if settings.three_terms and terms > _FEW_TERMS else _FMA
+        return TF32
+    return THREE_TERMS if settings.three_terms and terms > _FEW_TERMS else FMA
 
 
 KERNELS = {

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation n
 conv, linear, sums, settings_ = host.launchers("conv", "linear", "sums", "settings").values()
 
 FMA, THREE_TERMS, TF32 = STEMS = ("conv_fma", "conv_tensor", "conv_tf32")
-GATHER_TILES = conv._GATHER_TILES[4]
-WEIGHT_TILES = conv._WEIGHT_TILES[4, 4]
+GATHER_TILES = conv.GATHER_TILES[4]
+WEIGHT_TILES = conv.WEIGHT_TILES[4, 4]
 forced = partial(forced_products, conv)
 
 
@@ -233,7 +233,7 @@ def test_the_bits_are_the_same_at_any_address(kernel_size: tuple[int, int]) -> N
 
 def test_sums_over_pixels_are_never_long() -> None:
     g = ConvGeometry(1, 4, 4, (70, 71), (1, 1))
-    assert g.y_shape[2] * g.y_shape[3] > conv._DEPTH * conv._MOST_STEPS
+    assert g.y_shape[2] * g.y_shape[3] > conv.DEPTH * conv._MOST_STEPS
     with forced(THREE_TERMS, GATHER_TILES[0], WEIGHT_TILES[0], 1):
         check(g, THREE_TERMS)
 
@@ -243,13 +243,15 @@ def test_the_choice_fills_the_device_and_leaves_few_columns_idle(stem: str) -> N
     def choice(rows: int, columns: int, steps: int, entries: int | None = None) -> Any:
         size = rows * columns if entries is None else entries
         limits = 9, 132, 227 * 1024
-        return conv._choice.__wrapped__(stem, GATHER_TILES, rows, columns, 1, steps, size, *limits)
+        return conv.tile_and_parts.__wrapped__(
+            stem, GATHER_TILES, rows, columns, 1, steps, size, *limits
+        )
 
     assert choice(1 << 18, 512, 100) == (GATHER_TILES[0], 1)
     assert choice(1 << 18, 32, 100)[0].columns == 32
     assert choice(1 << 18, 192, 100)[0].columns == 64
     tile, parts = choice(256, 128, 1000)
-    assert tile.count(256, 128) * parts > 64
+    assert tile.blocks(256, 128) * parts > 64
     assert choice(256, 128, 3)[1] == 1
     assert choice(256, 128, 1000, 1 << 24)[1] < parts / 2
 

@@ -77,24 +77,24 @@ def forced(
     """Let products be made by a source, and by tiles of these sizes where there are such."""
 
     def choice(stem: str, tiles: Any, *sizes: int) -> Any:
-        wanted = gather if tiles in conv._GATHER_TILES.values() else weight
+        wanted = gather if tiles in conv.GATHER_TILES.values() else weight
         return next((tile for tile in tiles if tile[:2] == wanted[:2]), tiles[-1]), parts
 
-    return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), _choice=choice)
+    return mock.patch.multiple(conv, _stem=mock.Mock(return_value=stem), tile_and_parts=choice)
 
 
 def _ways_of_convolutions() -> dict[str, Way]:
     conv = _module("conv")
     has_tensor_cores = _module("device").supports_tensor_cores()
-    stems = (conv._FMA, conv._THREE_TERMS, conv._TF32) if has_tensor_cores else (conv._FMA,)
-    gathers, weights = conv._GATHER_TILES[4], conv._WEIGHT_TILES[4, 4]
+    stems = (conv.FMA, conv.THREE_TERMS, conv.TF32) if has_tensor_cores else (conv.FMA,)
+    gathers, weights = conv.GATHER_TILES[4], conv.WEIGHT_TILES[4, 4]
     found = {}
     for stem in stems:
         turns = zip(gathers, itertools.cycle(weights), itertools.cycle(_PARTS), strict=False)
         for gather, weight, parts in turns:
             name = f"{stem}, {gather}, {weight}, {parts} parts"
             around = partial(forced, conv, stem, gather, weight, parts)
-            found[name] = Way(around, rounds=stem == conv._TF32)
+            found[name] = Way(around, rounds=stem == conv.TF32)
     return found
 
 

@@ -32,7 +32,7 @@ from tests.backends import cuda_host as host
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="the emulation needs g++")
 
 BACKEND = host.host_backend(*refkd_cupy._MODULES)
-step_module = host.launchers("step")["step"]
+step_module, graph_module = host.launchers("step", "graph").values()
 
 OPTIMIZERS = (
     SGD(0.1),
@@ -255,7 +255,7 @@ def test_dropout_draws_by_counter_from_a_seed_of_the_generator() -> None:
 
 
 def test_what_is_drawn_is_philox() -> None:
-    draws = step_module._Draws(host.asarray(np.zeros(2, np.uint32)))
+    draws = graph_module.Draws(host.asarray(np.zeros(2, np.uint32)))
     first = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # known for a key and counter of 0
     for p in (*(word / 2**32 for word in first), 0.0, 1.0):
         draws._drawn = 0
@@ -264,7 +264,7 @@ def test_what_is_drawn_is_philox() -> None:
 
 
 def test_masks_keep_as_many_as_they_should_and_differ() -> None:
-    draws = step_module._Draws(host.asarray(np.array([7, 9], np.uint32)))
+    draws = graph_module.Draws(host.asarray(np.array([7, 9], np.uint32)))
     one, other = (draws.random((999, 7)) >= 0.3 for _ in range(2))
     for mask in (one, other):
         assert abs(mask.mean() - 0.7) < 0.02

@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -122,6 +122,9 @@ class Backend:
     prune_cache : callable or None
         Deletes what it keeps compiled on disk and has no use for any more; None where it
         keeps nothing.
+    choices : callable
+        Returns all that chooses between its kernels as it is set now, to be compared: what
+        was found out about their rounding holds as long as this stays equal.
     error_factors : mapping
         By kernel name, how many times the error of the float32 reference an override may
         make whose algorithm is less accurate; the others keep to 4 times.
@@ -139,6 +142,7 @@ class Backend:
     compile_step: Callable[[Any, Any], Any] | None = None
     blas_threads: int | None = None
     prune_cache: Callable[[], None] | None = None
+    choices: Callable[[], tuple[Hashable, ...]] = tuple
     error_factors: Mapping[str, float] = field(default_factory=dict)
     unavailable_reason: str | None = None
 

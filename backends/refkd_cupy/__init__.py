@@ -64,7 +64,7 @@ def _backend() -> Backend:
 
 
 def _on_the_device() -> Backend:
-    device = importlib.import_module("refkd_cupy.device")
+    device, settings = map(importlib.import_module, ("refkd_cupy.device", "refkd_cupy.settings"))
     device.limit_memory()
     kernels: dict[str, Any] = {}
     error_factors: dict[str, float] = {}
@@ -80,6 +80,7 @@ def _on_the_device() -> Backend:
         synchronize=device.synchronize,
         kernels=kernels,
         compile_step=_compile_step,
+        choices=settings.choices,
         error_factors=error_factors,
     )
 

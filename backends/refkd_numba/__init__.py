@@ -81,6 +81,11 @@ def _prune_cache() -> None:
     importlib.import_module("refkd_numba.compile").prune_cache()
 
 
+def _choices() -> tuple[Any, ...]:
+    chosen: tuple[Any, ...] = importlib.import_module("refkd_numba.settings").choices()
+    return chosen
+
+
 def _backend() -> Backend:
     reason = _reason_against() or _reason_in_settings()
     kernels: dict[str, Any] = {}
@@ -102,6 +107,7 @@ def _backend() -> Backend:
         compile_step=_compile_step if reason is None else None,
         error_factors=error_factors,
         prune_cache=_prune_cache if reason is None else None,
+        choices=_choices if reason is None else tuple,
         blas_threads=1,  # in each thread of a team
         unavailable_reason=reason,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refkd.switches import switch
 
-__all__ = ["winograd"]
+__all__ = ["choices", "winograd"]
 
 winograd: bool = switch("REFKD_WINOGRAD", default=True)
 """Whether 3 × 3 convolutions may use Winograd's algorithm, whose rounding errors are larger.
@@ -12,3 +12,8 @@ winograd: bool = switch("REFKD_WINOGRAD", default=True)
 ``REFKD_WINOGRAD=0`` in the environment turns it off, as does
 ``refkd_numba.settings.winograd = False``.
 """
+
+
+def choices() -> tuple[bool]:
+    """Return all that chooses between kernels, as it is set now."""
+    return (winograd,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,11 @@ def _in_blocks(
     block: int,
 ) -> Any:
     xp = namespace(images)
-    shape, name = tuple(images.shape[1:]), images.dtype.name
-    backends = current_backend().name, backend_of(images).name
-    alike = _rows_like_the_first(network, block, shape, name, *backends)  # type: ignore[arg-type]
+    selected, owner = current_backend(), backend_of(images)
+    kernels = selected.name, selected.choices(), owner.choices()
+    form = tuple(images.shape[1:]), images.dtype.name
+    asked: tuple[Any, ...] = network, block, *form, owner.name, kernels
+    alike = _rows_like_the_first(*asked)
     parts = []
     for start in range(0, max(1, images.shape[0]), len(alike)):
         part = images[start : start + len(alike)]
@@ -110,11 +112,12 @@ def _among_zeros(images: Array, places: Any, block: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _rows_like_the_first(
-    network: Layer, block: int, shape: tuple[int, ...], dtype: str, selected: str, owner: str
+    network: Layer, block: int, shape: tuple[int, ...], dtype: str, owner: str, _kernels: Hashable
 ) -> NDArray[np.intp]:
     """Return the rows of a block in which an image has the same logits as in row 0.
 
-    The backends are the selected one and the images': another sums in another order.
+    The last argument tells apart what is remembered: other kernels, of the selected backend or
+    of the images', sum in another order.
     """
     backend = get_backend(owner)
     rng = np.random.default_rng(0)

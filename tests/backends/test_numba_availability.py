@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refkd.dispatch import available_backends
+from refkd.dispatch import available_backends, get_backend
 from tests.backends.processes import run
 
 needs_numba = pytest.mark.skipif(
@@ -225,6 +226,15 @@ def test_a_setting_that_makes_no_sense_is_named() -> None:
     program = "from refkd.dispatch import available_backends as a; print(a()['numba'])"
     said = run(program, REFKD_WINOGRAD="no").stdout
     assert "REFKD_WINOGRAD must be 0 or 1, got 'no'" in said
+
+
+@needs_numba
+def test_every_setting_chooses_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = importlib.import_module("refkd_numba.settings")
+    for name in {*settings.__all__} - {"choices"}:
+        before = get_backend("numba").choices()
+        monkeypatch.setattr(settings, name, not getattr(settings, name))
+        assert get_backend("numba").choices() != before, name
 
 
 @needs_numba

@@ -66,10 +66,13 @@ def test_a_row_does_not_depend_on_its_neighbours(
     np.testing.assert_array_equal(live, stored[some])
 
 
-def test_each_backend_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_backend_has_rows_of_its_own_in_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"every": 2}
+
     def linear_forward(x: Any, weight: Any, bias: Any) -> Any:
         y = x @ weight.T + bias
-        y[1::2] += np.float32(0.01)  # it sums the odd rows in another order, so to speak
+        # It sums some rows in another order, so to speak.
+        y[1 :: chosen["every"]] += np.float32(0.01)
         return y
 
     odd = Backend(
@@ -79,10 +82,13 @@ def test_each_backend_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         np.asarray,
         lambda: None,
         kernels={"linear_forward": linear_forward},
+        choices=lambda: tuple(chosen.values()),
     )
     monkeypatch.setitem(dispatch._loaded, "odd", odd)
     params, state, images = drawn(NETWORKS["digits"], 40)
-    for backend in ("numpy", "odd", "numpy"):  # none takes what was found out about another
+    # None takes what was found out about another.
+    for backend, every in (("numpy", 2), ("odd", 2), ("odd", 3), ("numpy", 3), ("odd", 2)):
+        chosen["every"] = every
         with use_backend(backend):
             stored = frozen_logits(NETWORKS["digits"], params, state, images, block=32)
             shifted = frozen_logits(NETWORKS["digits"], params, state, images[1:], block=32)

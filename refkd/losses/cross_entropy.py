@@ -62,8 +62,11 @@ def softmax_cross_entropy_forward(
     where = "softmax_cross_entropy_forward"
     xp = _check(where, logits, targets, label_smoothing, smoothing, reduction)
     log_q = log_softmax_forward(logits)
-    t = _target_distribution(xp, logits, targets, label_smoothing, smoothing)
-    loss = -(t * log_q).sum(axis=-1)
+    if targets.dtype.kind in "iu" and label_smoothing == 0:
+        loss = -xp.take_along_axis(log_q, targets[..., None], axis=-1)[..., 0]
+    else:
+        t = _target_distribution(xp, logits, targets, label_smoothing, smoothing)
+        loss = -(t * log_q).sum(axis=-1)
     if reduction != "none":
         loss = loss.sum() / _examples(logits, reduction)
     return loss, log_q

@@ -52,7 +52,10 @@ def relu_forward(x: Array) -> Array:
 
 @kernel
 def relu_backward(dy: Array, y: Array) -> Array:
-    """Backward of :func:`relu_forward`: dx = dy where y > 0, else 0; so ReLU'(0) = 0."""
+    """Backward of :func:`relu_forward`: dx = dy · [y > 0], so ReLU'(0) = 0.
+
+    What is not finite in dy shows: ∞ · 0 is NaN.
+    """
     _check("relu_backward", dy=dy, y=y)
     return dy * (y.real > 0)
 

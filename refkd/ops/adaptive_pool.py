@@ -32,7 +32,7 @@ def adaptive_avg_pool2d_forward(x: Array, *, output_size: Size) -> Array:
     Notes
     -----
     Window p reads the rows from ⌊p·H/P⌋ up to, not including, ⌈(p + 1)·H/P⌉, and the columns
-    likewise, as in PyTorch: where P does not divide H, neighbours share a row.
+    likewise, as in PyTorch: where P does not divide H, neighbours may share a row.
     """
     plane = check_pooled("adaptive_avg_pool2d_forward", x)
     output = as_pair("adaptive_avg_pool2d_forward", "output_size", output_size, 1)

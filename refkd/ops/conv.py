@@ -21,6 +21,7 @@ from refkd.ops.im2col import (
     in_chunks,
     windows,
 )
+from refkd.ops.moments import batch_sum, spatial_sum
 from refkd.ops.window import Size, as_pair, check_images
 
 __all__ = [
@@ -140,7 +141,7 @@ def conv2d_backward(
         "groups": groups,
     }
     dweight = conv2d_backward_weight(dy, x, kernel_size=g.kernel_size, **options)
-    dbias = dy.sum(axis=(2, 3)).sum(axis=0)
+    dbias = batch_sum(spatial_sum(dy))
     if not need_dx:
         return None, dweight, dbias
     dx = conv2d_backward_input(dy, weight, input_size=g.input_size, **options)

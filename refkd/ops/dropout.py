@@ -12,6 +12,8 @@ __all__ = ["dropout_backward", "dropout_forward"]
 def dropout_forward(x: Array, mask: Array, *, p: float) -> Array:
     """Return y = x · mask / (1 − p): zero what is dropped, rescale what is kept.
 
+    What is not finite in x shows even where it is dropped: ∞ · 0 is NaN.
+
     Parameters
     ----------
     x : array, any shape

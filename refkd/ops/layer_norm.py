@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError, check_float_dtypes, check_positive, check_same_shape
-from refkd.ops.moments import centred, check_fits
+from refkd.ops.moments import centred, check_fits, row_sum
 
 __all__ = ["layer_norm_backward", "layer_norm_forward"]
 
@@ -94,7 +94,7 @@ def layer_norm_backward(
     x_hat -= (x_hat.sum(axis=-1) / width)[..., None]  # the given mean is rounded
     x_hat *= rstd[..., None]
     dx = dy * x_hat
-    dweight, dbias = _sum_of_rows(dx), _sum_of_rows(dy)
+    dweight, dbias = row_sum(dx), row_sum(dy)
     slope, level = (dx @ weight) / width, (dy @ weight) / width
     dx = xp.multiply(dy, weight, out=dx)
     x_hat *= slope[..., None]
@@ -106,14 +106,6 @@ def layer_norm_backward(
 
 def _row_dot(a: Array, b: Array) -> Array:
     return namespace(a).einsum("...d,...d->...", a, b)
-
-
-def _sum_of_rows(x: Array) -> Array:
-    # From the inside out, so that partial sums stay short.
-    total = x[None]
-    for _ in range(x.ndim):
-        total = total.sum(axis=-2)
-    return total
 
 
 def _check(where: str, x: Array, **vectors: Array) -> int:

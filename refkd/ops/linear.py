@@ -6,6 +6,7 @@ import math
 
 from refkd.dispatch import Array, kernel
 from refkd.errors import ShapeError, check_float_dtypes
+from refkd.ops.moments import row_sum
 
 __all__ = ["linear_backward", "linear_forward"]
 
@@ -79,7 +80,7 @@ def linear_backward(
     rows = math.prod(x.shape[:-1])
     dy2d = dy.reshape(rows, dy.shape[-1])
     dweight = dy2d.T @ x.reshape(rows, x.shape[-1])
-    dbias = dy2d.sum(axis=0)
+    dbias = row_sum(dy2d)
     dx = (dy2d @ weight).reshape(x.shape) if need_dx else None
     return dx, dweight, dbias
 

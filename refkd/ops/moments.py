@@ -1,10 +1,12 @@
-"""Sums and differences that batch, layer and group norm share. No kernel is defined here.
+"""Sums and differences that norms and linear maps share. No kernel is defined here.
 
 Arrays (N, C, ...) are summed over their spatial axes first, then over the batch: partial
 sums stay short, so that float32 stays accurate in any memory layout, channels-last included.
 """
 
 from __future__ import annotations
+
+import math
 
 from refkd.dispatch import Array, namespace
 from refkd.errors import ShapeError
@@ -14,9 +16,12 @@ __all__ = [
     "centred",
     "check_fits",
     "over_space",
+    "row_sum",
     "spatial_dot",
     "spatial_sum",
 ]
+
+_BLOCK = 64  # rows that are added up by themselves
 
 
 def spatial_sum(x: Array) -> Array:
@@ -36,6 +41,17 @@ def batch_sum(parts: Array) -> Array:
     """Sum (N, C) over the batch: (C,)."""
     # NumPy adds the rows of an array one after another, but the entries of a row pairwise.
     return namespace(parts).ascontiguousarray(parts.T).sum(axis=1)
+
+
+def row_sum(x: Array) -> Array:
+    """Sum (..., D) over all axes but the last: (D,)."""
+    # NumPy adds rows one after another: blocks of them keep the partial sums short.
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if rows.shape[0] <= _BLOCK:
+        return rows.sum(axis=0)
+    whole = rows.shape[0] // _BLOCK * _BLOCK
+    blocks = rows[:whole].reshape(-1, _BLOCK, rows.shape[1]).sum(axis=1)
+    return blocks.sum(axis=0) + rows[whole:].sum(axis=0)
 
 
 def over_space(values: Array, x: Array) -> Array:

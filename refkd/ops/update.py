@@ -50,6 +50,8 @@ def sgd_update(
         g ← g + weight_decay · w
         b ← momentum · b + g
         w ← w − lr · (g + momentum · b   if nesterov else   b)
+
+    With momentum 0 that is w ← w − lr · g, and b is neither read nor written.
     """
     _check("sgd_update", param=param, grad=grad, momentum_buffer=momentum_buffer)
     # In NumPy's float64 they would make float64 of what they multiply.

@@ -152,6 +152,16 @@ def test_extreme_logits_are_exact(dtype: type[np.floating]) -> None:
     assert loss.dtype == dz.dtype == dtype
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_a_class_that_is_ruled_out_counts_only_where_it_is_a_target(epsilon: float) -> None:
+    logits = np.array([[1.0, 2.0, -np.inf]])
+    with np.errstate(invalid="ignore"):
+        loss, log_q = forward(logits, np.array([1]), label_smoothing=epsilon)
+    assert loss == (np.inf if epsilon else pytest.approx(math.log1p(math.exp(-1)), rel=4 * EPS))
+    dz = backward(1.0, log_q, np.array([1]), label_smoothing=epsilon)
+    np.testing.assert_allclose(dz[0, 2], -epsilon / 3, atol=EPS)
+
+
 def test_dtype_is_kept_for_any_kind_of_smoothing() -> None:
     logits, labels = np.eye(3, dtype=np.float32), np.arange(3)
     for epsilon in (0, 1, 0.1, np.float64(0.1), np.float32(0.1)):

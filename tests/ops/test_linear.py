@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from refkd.errors import DtypeError, ShapeError
 from refkd.ops import linear_backward, linear_forward
+from refkd.testing.tolerances import tolerance
 
 LEADING = st.lists(st.integers(0, 4), max_size=2).map(tuple)
 WIDTH = st.integers(1, 6)
@@ -85,6 +86,13 @@ def test_an_empty_batch_has_empty_dx_and_zero_parameter_gradients() -> None:
     assert dx.shape == (0, 3)
     assert not dweight.any()
     assert not dbias.any()
+
+
+@pytest.mark.parametrize("leading", [(300, 333), (99_900,)])
+def test_the_gradient_of_the_bias_does_not_drift_over_many_rows(leading: tuple[int, ...]) -> None:
+    x, weight = np.ones((*leading, 1), np.float32), np.ones((3, 1), np.float32)
+    _, _, dbias = linear_backward(np.full((*leading, 3), 0.1, np.float32), x, weight)
+    np.testing.assert_allclose(dbias, 9990, rtol=tolerance("float32", "reduction"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])

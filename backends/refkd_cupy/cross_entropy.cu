@@ -19,7 +19,7 @@ __device__ __forceinline__ Target target_of(const unsigned char* labels, int wid
   return {nullptr, label_of(labels, width, row, classes), on, off};
 }
 
-// log_q = log softmax(logits), losses = −Σ t log_q
+// log_q = log softmax(logits), losses = −Σ t log_q, where 0 · log 0 is 0
 template <typename Team>
 __device__ __forceinline__ void cross_entropy_forward(const float* logits,
                                                       const unsigned char* labels, int width,
@@ -34,7 +34,8 @@ __device__ __forceinline__ void cross_entropy_forward(const float* logits,
   float loss = sum_of<Team>(classes, [&](int i) {
     float log = q.log(i);
     if (row.is_own) log_q[i] = log;
-    return t(i) * log;
+    const float weight = t(i);
+    return weight == 0 ? 0.0f : weight * log;
   });
   if (row.is_own && Team::index() == 0) losses[row.index] = -loss;
 }

@@ -21,7 +21,7 @@ from refkd_numba.reduction import (
 )
 from refkd_numba.softmax import both_softmaxes, exponentials, rows_at_a_time, work_space
 from refkd_numba.team import share, span
-from refkd_numba.vmath import dot, elementwise, total
+from refkd_numba.vmath import elementwise, total
 
 __all__ = ["KERNELS", "cross_entropy_gradient_rows", "cross_entropy_rows"]
 
@@ -152,12 +152,13 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
         for row in range(first, last):
             log_row = log_q[row_at(row, classes)]
             if labels.size == 0:
-                losses[row] = -dot(distributions[row_at(row, classes)], log_row)
+                losses[row] = -_weighted_sum(log_row, distributions[row_at(row, classes)])
                 continue
             label = labels[row] if 0 <= labels[row] < classes else -1
-            loss = 0.0 if label < 0 else -on * np.float64(log_row[label])
-            for others in (log_row[: max(label, 0)], log_row[label + 1 :]):
-                loss -= _scaled_sum(others, off)
+            loss = 0.0 if label < 0 or on == 0 else -on * np.float64(log_row[label])
+            if off != 0:
+                for others in (log_row[: max(label, 0)], log_row[label + 1 :]):
+                    loss -= off * total(others)
             losses[row] = loss
     return total(losses)
 
@@ -200,21 +201,21 @@ def _cross_entropy_slope(q, mass, t, scale):
 
 
 @device(counted=False)
-def _scaled_sum(x, factor):
-    """Return Σ factor · x: NaN where the factor is 0 and some x is infinite."""
+def _weighted_sum(x, weights):
+    """Return Σ weight · x, where 0 times anything is 0."""
     result = 0.0
     for first in range(0, x.size, _SUMMANDS):
-        part = x[first : first + _SUMMANDS]
+        part, own = x[first : first + _SUMMANDS], weights[first : first + _SUMMANDS]
         subtotal = _ZERO
         for i in range(part.size):
-            subtotal += _times(part[i], factor)
+            subtotal += _weighted(part[i], own[i])
         result += subtotal
     return result
 
 
 @elementwise
-def _times(x, y):
-    return x * y
+def _weighted(x, weight):
+    return _ZERO if weight == _ZERO else weight * x
 
 
 KERNELS = {

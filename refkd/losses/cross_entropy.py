@@ -33,6 +33,8 @@ def softmax_cross_entropy_forward(
 ) -> tuple[Array, Array]:
     """Return L = −Σ_c t_c log q_c with q = softmax(logits), reduced over the examples.
 
+    0 · log 0 is 0: a logit of −∞ rules out a class that is no target.
+
     Parameters
     ----------
     logits : array, shape (..., C)
@@ -62,11 +64,8 @@ def softmax_cross_entropy_forward(
     where = "softmax_cross_entropy_forward"
     xp = _check(where, logits, targets, label_smoothing, smoothing, reduction)
     log_q = log_softmax_forward(logits)
-    if targets.dtype.kind in "iu" and label_smoothing == 0:
-        loss = -xp.take_along_axis(log_q, targets[..., None], axis=-1)[..., 0]
-    else:
-        t = _target_distribution(xp, logits, targets, label_smoothing, smoothing)
-        loss = -(t * log_q).sum(axis=-1)
+    t = _target_distribution(xp, logits, targets, label_smoothing, smoothing)
+    loss = -(t * xp.where(t == 0, 0, log_q)).sum(axis=-1)
     if reduction != "none":
         loss = loss.sum() / _examples(logits, reduction)
     return loss, log_q

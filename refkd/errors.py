@@ -28,8 +28,11 @@ __all__ = [
     "RefkdError",
     "ShapeError",
     "check_arguments",
+    "check_axis",
     "check_choice",
     "check_float_dtypes",
+    "check_integer",
+    "check_non_negative",
     "check_positive",
     "check_same_shape",
     "check_unit_interval",
@@ -135,6 +138,26 @@ def check_positive(where: str, name: str, value: Any) -> None:
         raise ConfigError(f"{where}: {name} must be a finite number > 0, got {value!r}")
 
 
+def check_non_negative(where: str, name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a finite real number from zero up."""
+    if not _is_real(value) or not value >= 0:
+        raise ConfigError(f"{where}: {name} must be a finite number >= 0, got {value!r}")
+
+
+def check_integer(where: str, name: str, value: Any, least: int) -> None:
+    """Raise ConfigError unless ``value`` is an integer, and not a bool, from ``least`` up."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{where}: {name} must be an integer >= {least}, got {value!r}")
+
+
+def check_axis(where: str, axis: Any, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError unless ``axis`` is an integer, ShapeError unless ``shape`` has it."""
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise ConfigError(f"{where}: axis must be an integer, got {axis!r}")
+    if not -len(shape) <= axis < len(shape):
+        raise ShapeError(f"{where}: axis {axis} is out of range for shape {tuple(shape)}")
+
+
 def check_unit_interval(where: str, name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is a number in [0, 1]."""
     if not _is_real(value) or not 0 <= value <= 1:
@@ -175,7 +198,9 @@ def check_arguments(
             )
     missing = [k for k, p in accepted.items() if p.default is p.empty and k not in names]
     if missing:
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
+        raise ConfigError(
+            f"{where}: missing {kind} {', '.join(missing)}, expected {', '.join(accepted)}"
+        )
 
 
 def suggest(value: object, options: Iterable[str]) -> str:

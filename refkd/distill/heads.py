@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from refkd.dispatch import Array
-from refkd.errors import ConfigError, check_positive
+from refkd.errors import ConfigError, check_non_negative
 
 __all__ = ["as_heads", "checked_weights", "separate_heads"]
 
@@ -27,8 +27,7 @@ def checked_weights(where: str, weights: Any) -> tuple[float, ...]:
         )
     given = tuple(weights)
     for number, weight in enumerate(given, 1):
-        if weight != 0 or isinstance(weight, bool):
-            check_positive(where, f"head_weights, number {number},", weight)
+        check_non_negative(where, f"head_weights, number {number},", weight)
     if given and not any(given):
         raise ConfigError(f"{where}: head_weights are all 0, so there is nothing to learn")
     # A NumPy scalar, unlike a Python one, would promote float32 logits to float64.

@@ -15,6 +15,7 @@ from refkd.distill.objective import Batch, StepResult, select
 from refkd.errors import ConfigError, check_choice
 from refkd.losses.heads import kd_heads_backward, kd_heads_forward
 from refkd.losses.spec import KDSpec
+from refkd.nn.checks import check_layer
 from refkd.nn.layer import Layer, add_prefix
 
 __all__ = ["LogitDistillation"]
@@ -67,6 +68,11 @@ class LogitDistillation:
 
     def __post_init__(self) -> None:
         where = "LogitDistillation"
+        check_layer(where, "student", self.student)
+        if self.teacher is not None:
+            check_layer(where, "teacher", self.teacher)
+        if not isinstance(self.spec, KDSpec):
+            raise ConfigError(f"{where}: spec must be a KDSpec, got {self.spec!r}")
         object.__setattr__(self, "head_weights", checked_weights(where, self.head_weights))
         check_choice(where, "teacher_mode", self.teacher_mode, ("eval", "train"))
         epoch = self.student_eval_from
@@ -90,7 +96,7 @@ class LogitDistillation:
     @property
     def stop_gradient(self) -> tuple[str, ...]:
         """See :class:`refkd.distill.Objective`."""
-        return ("teacher",)
+        return () if self.teacher is None else ("teacher",)
 
     def value_and_grad(
         self,

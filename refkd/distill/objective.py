@@ -14,10 +14,12 @@ import numpy as np
 
 from refkd.dispatch import Array
 from refkd.distill.heads import checked_weights, separate_heads
+from refkd.errors import check_unit_interval
 from refkd.losses.cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
+from refkd.nn.checks import check_layer
 from refkd.nn.layer import Arrays, Layer, add_prefix
 
 __all__ = ["Batch", "Objective", "StepResult", "Supervised", "select"]
@@ -112,7 +114,7 @@ class Supervised:
     Raises
     ------
     ConfigError
-        On construction, if a weight is out of range.
+        On construction, if a value is out of range.
     """
 
     network: Layer
@@ -121,6 +123,8 @@ class Supervised:
     head_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check_layer("Supervised", "network", self.network)
+        check_unit_interval("Supervised", "label_smoothing", self.label_smoothing)
         weights = checked_weights("Supervised", self.head_weights)
         object.__setattr__(self, "head_weights", weights)
 

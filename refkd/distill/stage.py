@@ -8,7 +8,13 @@ from typing import Protocol
 
 from refkd.dispatch import Array
 from refkd.distill.objective import Objective
-from refkd.errors import ConfigError, check_choice, check_positive, check_unit_interval
+from refkd.errors import (
+    ConfigError,
+    check_choice,
+    check_integer,
+    check_positive,
+    check_unit_interval,
+)
 
 __all__ = ["Optimizer", "Schedule", "Stage"]
 
@@ -84,9 +90,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"Stage: {name} must be an integer >= 1, got {value!r}")
+            check_integer("Stage", name, getattr(self, name), 1)
         check_choice("Stage", "keep", self.keep, ("last", "best"))
         if self.clip_norm is not None:
             check_positive("Stage", "clip_norm", self.clip_norm)

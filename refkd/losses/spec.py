@@ -13,6 +13,7 @@ from typing import Any
 from refkd.errors import (
     ConfigError,
     check_choice,
+    check_non_negative,
     check_positive,
     check_unit_interval,
 )
@@ -78,9 +79,7 @@ class KDSpec:
     def __post_init__(self) -> None:
         check_positive("KDSpec", "temperature", self.temperature)
         for name in ("hard_weight", "soft_weight"):
-            value = getattr(self, name)
-            if value != 0 or isinstance(value, bool):
-                check_positive("KDSpec", name, value)
+            check_non_negative("KDSpec", name, getattr(self, name))
         check_choice("KDSpec", "reduction", self.reduction, ("batchmean", "mean", "sum"))
         check_choice("KDSpec", "divergence", self.divergence, DIVERGENCES)
         if self.alpha_weights is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from refkd.errors import ConfigError, check_unit_interval
 from refkd.nn.activation import Flatten, ReLU
+from refkd.nn.checks import check_counts
 from refkd.nn.dropout import Dropout
 from refkd.nn.layer import Layer
 from refkd.nn.linear import Linear
@@ -43,10 +44,9 @@ def mlp(
     if not isinstance(hidden, Sequence):
         raise ConfigError(f"mlp: hidden must be a sequence of widths, got {hidden!r}")
     check_unit_interval("mlp", "dropout", dropout)
+    check_counts("mlp", in_features=in_features, num_classes=num_classes)
+    check_counts("mlp", **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
     widths = (in_features, *hidden, num_classes)
-    for width in widths:
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ConfigError(f"mlp: widths must be positive integers, got {widths}")
     layers: list[tuple[str, Layer]] = [("flatten", Flatten())]
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
         layers.append((f"fc{i}", Linear(fan_in, fan_out)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from refkd.errors import ConfigError
+from refkd.errors import ConfigError, check_integer
 from refkd.ops.window import as_pair
 
 __all__ = [
@@ -21,8 +21,7 @@ __all__ = [
 def check_counts(where: str, **counts: Any) -> None:
     """Raise ConfigError unless every one of ``counts`` is a positive integer."""
     for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ConfigError(f"{where}: {name} must be a positive integer, got {count!r}")
+        check_integer(where, name, count, 1)
 
 
 def check_switch(where: str, name: str, value: Any) -> None:
@@ -32,7 +31,7 @@ def check_switch(where: str, name: str, value: Any) -> None:
 
 
 def check_layer(where: str, name: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` is a layer; the class of one is none."""
+    """Raise ConfigError unless ``value`` is a layer, and not the class of one."""
     if not _is_layer(value):
         raise ConfigError(f"{where}: {name} must be a layer, got {value!r}")
 

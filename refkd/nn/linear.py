@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.errors import ConfigError
+from refkd.nn.checks import check_counts, check_switch
 from refkd.nn.init import Initializer, Uniform, draw_as
 from refkd.nn.layer import Arrays, Layer, Shapes, check_no_taps
 from refkd.ops.linear import linear_backward, linear_forward
@@ -36,7 +36,7 @@ class Linear(Layer):
     Raises
     ------
     ConfigError
-        On construction, if a width is not a positive integer.
+        On construction, if a width is not a positive integer, or bias neither true nor false.
     """
 
     in_features: int
@@ -45,9 +45,8 @@ class Linear(Layer):
     initializer: Initializer = field(default=Uniform())
 
     def __post_init__(self) -> None:
-        widths = (self.in_features, self.out_features)
-        if any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
-            raise ConfigError(f"Linear: widths must be positive integers, got {widths}")
+        check_counts("Linear", in_features=self.in_features, out_features=self.out_features)
+        check_switch("Linear", "bias", self.bias)
 
     def shapes(self) -> tuple[Shapes, Shapes]:
         shapes: Shapes = {"weight": (self.out_features, self.in_features)}

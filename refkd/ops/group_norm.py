@@ -9,6 +9,7 @@ from refkd.errors import (
     ConfigError,
     ShapeError,
     check_float_dtypes,
+    check_integer,
     check_positive,
     check_same_shape,
 )
@@ -144,8 +145,7 @@ def _check(where: str, x: Array, num_groups: int, **vectors: Array) -> int:
         raise ShapeError(f"{where}: x must have shape (N, C, ...), got {tuple(x.shape)}")
     channels = int(x.shape[1])
     check_fits(where, x, (channels,), **vectors)
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
-        raise ConfigError(f"{where}: num_groups must be an integer >= 1, got {num_groups!r}")
+    check_integer(where, "num_groups", num_groups, 1)
     if channels % num_groups:
         raise ConfigError(
             f"{where}: num_groups must divide the {channels} channels of x {tuple(x.shape)}, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refkd.dispatch import Array, namespace
-from refkd.errors import ConfigError, ShapeError, check_float_dtypes
+from refkd.errors import ConfigError, ShapeError, check_axis, check_float_dtypes, check_integer
 
 __all__ = ["concatenate_backward", "concatenate_forward", "split_backward", "split_forward"]
 
@@ -113,7 +113,8 @@ def _joined(where: str, name: str, arrays: Sequence[Array], axis: int) -> Array:
         raise ConfigError(f"{where}: {name} must be a list of one or more arrays, got {given}")
     check_float_dtypes(where, **{f"{name}[{i}]": array for i, array in enumerate(arrays)})
     first = arrays[0]
-    position = _position(where, first.shape, axis)
+    check_axis(where, axis, first.shape)
+    position = axis % first.ndim
     others = [(*a.shape[:position], *a.shape[position + 1 :]) for a in arrays]
     if any(a.ndim != first.ndim for a in arrays) or len(set(others)) > 1:
         given = ", ".join(str(tuple(a.shape)) for a in arrays)
@@ -127,13 +128,12 @@ def _parted(
     where: str, name: str, array: Array, sizes: Sequence[int], axis: int
 ) -> tuple[Array, ...]:
     check_float_dtypes(where, **{name: array})
-    position = _position(where, array.shape, axis)
-    if (
-        not isinstance(sizes, (list, tuple))
-        or not sizes
-        or any(not isinstance(size, int) or size < 0 for size in sizes)
-    ):
+    check_axis(where, axis, array.shape)
+    position = axis % array.ndim
+    if not isinstance(sizes, (list, tuple)) or not sizes:
         raise ConfigError(f"{where}: sizes must be one or more integers >= 0, got {sizes!r}")
+    for size in sizes:
+        check_integer(where, "each of sizes", size, 0)
     if sum(sizes) != array.shape[position]:
         raise ShapeError(
             f"{where}: sizes {tuple(sizes)} must sum to the length of axis {axis} of "
@@ -145,11 +145,3 @@ def _parted(
         parts.append(array[index].copy(order="K"))
         begin += size
     return tuple(parts)
-
-
-def _position(where: str, shape: tuple[int, ...], axis: int) -> int:
-    if not isinstance(axis, int) or isinstance(axis, bool):
-        raise ConfigError(f"{where}: axis must be an integer, got {axis!r}")
-    if not -len(shape) <= axis < len(shape):
-        raise ShapeError(f"{where}: axis {axis} is out of range for shape {tuple(shape)}")
-    return axis % len(shape)

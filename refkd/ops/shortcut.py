@@ -6,7 +6,7 @@ It is option A of He et al. Option B, a strided 1×1 convolution, is no kernel o
 from __future__ import annotations
 
 from refkd.dispatch import Array, kernel, namespace
-from refkd.errors import ConfigError, ShapeError, check_float_dtypes
+from refkd.errors import ConfigError, ShapeError, check_float_dtypes, check_integer
 from refkd.ops.window import Pair, as_image_shape, check_images
 
 __all__ = ["padded_shortcut_backward", "padded_shortcut_forward"]
@@ -95,11 +95,11 @@ def padded_shortcut_backward(
 
 
 def _check(where: str, stride: int, zeros: Pair) -> None:
-    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ConfigError(f"{where}: stride must be a positive integer, got {stride!r}")
-    is_pair = isinstance(zeros, (tuple, list)) and len(zeros) == 2
-    if not is_pair or any(not isinstance(z, int) or isinstance(z, bool) or z < 0 for z in zeros):
+    check_integer(where, "stride", stride, 1)
+    if not isinstance(zeros, (tuple, list)) or len(zeros) != 2:
         raise ConfigError(
-            f"{where}: zeros must be two integers >= 0, the channels of zeros before and after "
+            f"{where}: zeros must be two integers, the channels of zeros before and after "
             f"those of x, got {zeros!r}"
         )
+    for place, count in zip(("before", "after"), zeros, strict=True):
+        check_integer(where, f"zeros {place} the channels of x", count, 0)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
-from refkd.errors import ShapeError, check_float_dtypes, check_positive, check_same_shape
+from refkd.errors import (
+    ShapeError,
+    check_axis,
+    check_float_dtypes,
+    check_positive,
+    check_same_shape,
+)
 
 __all__ = [
     "log_softmax_backward",
@@ -132,8 +138,7 @@ def _check(where: str, axis: int, temperature: float, **arrays: Array) -> Any:
     check_same_shape(where, **arrays)
     check_positive(where, "temperature", temperature)
     x = next(iter(arrays.values()))
-    if not -x.ndim <= axis < x.ndim:
-        raise ShapeError(f"{where}: axis {axis} is out of range for shape {tuple(x.shape)}")
+    check_axis(where, axis, x.shape)
     if x.shape[axis] == 0:
         raise ShapeError(f"{where}: axis {axis} is empty in shape {tuple(x.shape)}")
     return namespace(x)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refkd.dispatch import Array, namespace
-from refkd.errors import ConfigError, check_positive
+from refkd.errors import ConfigError, check_non_negative, check_positive
 from refkd.ops.update import adam_update, ema_update, sgd_update
 
 __all__ = ["SGD", "Adam", "AdamW", "clip_by_global_norm", "global_norm", "update_average"]
@@ -47,7 +47,7 @@ class SGD:
     def __post_init__(self) -> None:
         check_positive("SGD", "lr", self.lr)
         _check_fraction("SGD", "momentum", self.momentum)
-        _check_non_negative("SGD", "weight_decay", self.weight_decay)
+        check_non_negative("SGD", "weight_decay", self.weight_decay)
         if self.nesterov and not self.momentum:
             raise ConfigError("SGD: nesterov=True needs momentum > 0, got 0")
 
@@ -110,7 +110,7 @@ class Adam:
             raise ConfigError(f"{where}: betas must be a tuple of two, got {self.betas!r}")
         for i, beta in enumerate(self.betas):
             _check_fraction(where, f"betas[{i}]", beta)
-        _check_non_negative(where, "weight_decay", self.weight_decay)
+        check_non_negative(where, "weight_decay", self.weight_decay)
 
     def init(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """Return the state before the first step: zero moments and a step count of 0."""
@@ -206,8 +206,3 @@ def _zeros(prefix: str, params: Mapping[str, Array]) -> dict[str, Array]:
 def _check_fraction(where: str, name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ConfigError(f"{where}: {name} must be in [0, 1), got {value!r}")
-
-
-def _check_non_negative(where: str, name: str, value: Any) -> None:
-    if value != 0:
-        check_positive(where, name, value)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from refkd.distill.stage import Schedule
-from refkd.errors import ConfigError, check_positive, check_unit_interval
+from refkd.errors import ConfigError, check_integer, check_positive, check_unit_interval
 
 __all__ = ["Constant", "Cosine", "Linear", "Step", "WarmUp"]
 
@@ -89,8 +89,7 @@ class WarmUp:
     then: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ConfigError(f"WarmUp: steps must be an integer >= 1, got {self.steps!r}")
+        check_integer("WarmUp", "steps", self.steps, 1)
 
     def factor(self, step: int, total: int) -> float:
         if step < self.steps:

@@ -37,7 +37,7 @@ def replaced(text: str, old: str, new: str) -> str:
         ("lr = 0.1", 'lr = "fast"', "expected a number, got 'fast'"),
         ('model = "mlp"', 'model = "mpl"', "did you mean 'mlp'"),
         ("hidden = [8]", "hiden = [8]", "did you mean 'hidden'"),
-        ("hidden = [8]", "hidden = [0]", "widths must be positive"),
+        ("hidden = [8]", "hidden = [0]", "must be an integer >= 1"),
         ("hidden = [8]", "hidden = [8], num_classes = 2", "comes from the data"),
         ("epochs = 3", "epochs = 0", "epochs must be at least 1, got 0"),
         ("epochs = 3", "epochs = 3.0", "expected an integer, got 3.0"),

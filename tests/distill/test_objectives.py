@@ -182,6 +182,21 @@ def test_neither_teacher_nor_stored_logits_is_an_error() -> None:
         step(objective, *drawn(objective))
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LogitDistillation("mlp", TEACHER, HINTON), "student must be a layer, got 'mlp'"),
+        (lambda: LogitDistillation(STUDENT, Linear, HINTON), "teacher must be a layer"),
+        (lambda: LogitDistillation(STUDENT, None, "hinton"), "spec must be a KDSpec, got 'hinton'"),
+        (lambda: Supervised(None), "network must be a layer, got None"),
+        (lambda: Supervised(STUDENT, label_smoothing=7), r"label_smoothing must be .* \[0, 1\]"),
+    ],
+)
+def test_what_makes_no_objective_is_refused_on_construction(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
 def test_soft_targets_alone_need_no_labels() -> None:
     objective = LogitDistillation(STUDENT, TEACHER, SPECS["soft targets alone"])
     params, state, batch = drawn(objective)

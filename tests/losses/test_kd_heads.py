@@ -197,7 +197,7 @@ def test_one_weight_for_each_head_is_asked_for(heads: int, weights: tuple[float,
 def test_what_does_not_fit_is_refused() -> None:
     z, heads, labels = draw(10, 2)
     spec = KDSpec(3.0, 0.3, 0.7)
-    with pytest.raises(ConfigError, match="soft_weight must be a finite number > 0"):
+    with pytest.raises(ConfigError, match="soft_weight must be a finite number >= 0"):
         kd_heads_forward(z, heads, labels, spec, (1.0, -0.3))
     with pytest.raises(ShapeError, match=r"hard_weight=0\.3 needs labels, got None"):
         kd_heads_forward(z, heads, None, spec, (1.0, 0.3))

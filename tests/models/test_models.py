@@ -83,7 +83,7 @@ def test_hidden_widths_must_be_positive_integers(hidden: Any) -> None:
 @pytest.mark.parametrize("name", ["in_features", "num_classes"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "10", None, True])
 def test_input_and_output_widths_must_be_positive_integers(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match="positive integers"):
+    with pytest.raises(ConfigError, match=f"mlp: {name} must be an integer >= 1, got {value!r}"):
         create("mlp", **{"hidden": (4,), **SIZES, name: value})
 
 
@@ -100,8 +100,12 @@ def test_dropout_must_be_a_probability(dropout: Any, hidden: Any) -> None:
         ("mpl", {}, "did you mean 'mlp'"),
         ("lenet", {}, "must be one of 'mlp', 'small_cnn', 'googlenet'"),
         ("mlp", {"hiden": (4,), **SIZES}, "unknown hyperparameter 'hiden'.*did you mean 'hidden'"),
-        ("mlp", {"hidden": (4,)}, "missing in_features, num_classes"),
-        ("mlp", {}, "missing in_features, hidden, num_classes"),
+        (
+            "mlp",
+            {"hidden": (4,)},
+            "missing hyperparameter in_features, num_classes, expected ",
+        ),
+        ("mlp", {}, "missing hyperparameter in_features, hidden, num_classes"),
     ],
 )
 def test_create_says_what_it_expected(
@@ -132,7 +136,7 @@ def test_numbers_of_a_convolutional_network_are_positive_integers(
     name: str, count: str, value: Any
 ) -> None:
     hyperparameters = {"num_classes": 5, **CONVOLUTIONAL[name], count: value}
-    with pytest.raises(ConfigError, match=f"^{name}: {count} must be a positive integer, got"):
+    with pytest.raises(ConfigError, match=f"^{name}: {count} must be an integer >= 1, got"):
         create(name, **hyperparameters)
 
 

@@ -167,5 +167,5 @@ def test_the_depth_of_a_cifar_resnet_is_6n_plus_2(depth: int) -> None:
 @pytest.mark.parametrize("name", ["resnet", "cifar_resnet"])
 @pytest.mark.parametrize("depth", [0, -20, 20.0, "18", None, True])
 def test_the_depth_is_a_positive_integer(name: str, depth: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: depth must be a positive integer"):
+    with pytest.raises(ConfigError, match=f"{name}: depth must be an integer >= 1"):
         create(name, num_classes=10, depth=depth)

@@ -114,7 +114,7 @@ def test_blocks_are_filled_sequences_of_widths(blocks: Any) -> None:
 
 @pytest.mark.parametrize("width", [0, -8, 8.0, "8", None, True])
 def test_a_width_that_is_none_is_named_by_its_place(width: Any) -> None:
-    with pytest.raises(ConfigError, match=r"vgg: blocks\[1\]\[0\] must be a positive integer"):
+    with pytest.raises(ConfigError, match=r"vgg: blocks\[1\]\[0\] must be an integer >= 1"):
         tiny(blocks=((8,), (width, 4)))
 
 

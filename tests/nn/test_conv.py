@@ -92,9 +92,9 @@ def test_images_with_other_channels_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_channels": 0}, "in_channels must be a positive integer, got 0"),
-        ({"out_channels": 2.0}, "out_channels must be a positive integer"),
-        ({"groups": True}, "groups must be a positive integer"),
+        ({"in_channels": 0}, "in_channels must be an integer >= 1, got 0"),
+        ({"out_channels": 2.0}, "out_channels must be an integer >= 1"),
+        ({"groups": True}, "groups must be an integer >= 1"),
         ({"groups": 3}, "groups must divide both channel numbers"),
         ({"out_channels": 5, "groups": 2}, "groups must divide both channel numbers"),
         ({"kernel_size": 0}, "kernel_size must be at least 1"),

@@ -200,5 +200,10 @@ def test_each_dropout_of_a_network_draws_its_own_mask() -> None:
 
 @pytest.mark.parametrize("widths", [(0, 3), (3, 0), (-2, 3), (2.0, 3), (True, 3)])
 def test_a_linear_layer_needs_positive_widths(widths: tuple[Any, Any]) -> None:
-    with pytest.raises(ConfigError, match="widths must be positive integers"):
+    with pytest.raises(ConfigError, match=r"Linear: (in|out)_features must be an integer >= 1"):
         Linear(*widths)
+
+
+def test_whether_a_linear_layer_has_a_bias_is_yes_or_no() -> None:
+    with pytest.raises(ConfigError, match="Linear: bias must be true or false, got 'no'"):
+        Linear(3, 4, bias="no")

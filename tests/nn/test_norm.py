@@ -219,13 +219,13 @@ def test_momentum_is_a_number_in_the_unit_interval(momentum: Any) -> None:
 @pytest.mark.parametrize(
     ("layer", "arguments", "message"),
     [
-        (BatchNorm2d, (0,), "num_features must be a positive integer"),
+        (BatchNorm2d, (0,), "num_features must be an integer >= 1"),
         (BatchNorm2d, (3, 0.0), "eps must be a finite number > 0"),
-        (GroupNorm, (0, 4), "num_groups must be a positive integer"),
-        (GroupNorm, (2, 4.0), "num_channels must be a positive integer"),
+        (GroupNorm, (0, 4), "num_groups must be an integer >= 1"),
+        (GroupNorm, (2, 4.0), "num_channels must be an integer >= 1"),
         (GroupNorm, (3, 4), "num_groups must divide num_channels, got 3 groups for 4 channels"),
         (GroupNorm, (2, 4, -1.0), "eps must be a finite number > 0"),
-        (LayerNorm, (True,), "num_features must be a positive integer"),
+        (LayerNorm, (True,), "num_features must be an integer >= 1"),
         (LayerNorm, (4, math.inf), "eps must be a finite number > 0"),
     ],
 )

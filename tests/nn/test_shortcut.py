@@ -50,8 +50,8 @@ def test_it_has_no_parameters_no_state_and_no_features() -> None:
 @pytest.mark.parametrize(
     ("stride", "zeros", "message"),
     [
-        (0, (1, 1), "stride must be a positive integer, got 0"),
-        (2.0, (1, 1), "stride must be a positive integer, got 2.0"),
+        (0, (1, 1), "stride must be an integer >= 1, got 0"),
+        (2.0, (1, 1), "stride must be an integer >= 1, got 2.0"),
         (2, (1, -1), "zeros must be at least 0"),
         (2, (1, 1, 1), "zeros must be an integer or a pair"),
     ],

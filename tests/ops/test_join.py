@@ -149,8 +149,8 @@ def test_arrays_that_cannot_be_joined_are_refused(
     [
         ((1, 1), 1, ShapeError, r"sizes \(1, 1\) must sum.*axis 1 of {} \(2, 3\), got 2"),
         ((2, 2), 1, ShapeError, "got 4"),
-        ((3, 1, -1), 1, ConfigError, r"one or more integers >= 0, got \(3, 1, -1\)"),
-        ((1.0, 2.0), 1, ConfigError, "one or more integers >= 0"),
+        ((3, 1, -1), 1, ConfigError, "each of sizes must be an integer >= 0, got -1"),
+        ((1.0, 2.0), 1, ConfigError, "each of sizes must be an integer >= 0, got 1.0"),
         ((), 1, ConfigError, r"one or more integers >= 0, got \(\)"),
         (3, 1, ConfigError, "one or more integers >= 0, got 3"),
         ((3,), 2, ShapeError, r"axis 2 is out of range for shape \(2, 3\)"),

@@ -66,13 +66,13 @@ def test_channels_last_in_is_channels_last_out() -> None:
 
 @pytest.mark.parametrize("stride", [0, -1, 1.0, "2", True, None])
 def test_the_stride_is_a_positive_integer(stride: Any) -> None:
-    with pytest.raises(ConfigError, match="stride must be a positive integer"):
+    with pytest.raises(ConfigError, match="stride must be an integer >= 1"):
         padded_shortcut_forward(np.ones((1, 1, 2, 2)), stride=stride, zeros=(0, 0))
 
 
 @pytest.mark.parametrize("zeros", [(-1, 0), (1,), (0, 0, 0), (0.5, 0), "ab", None, (True, 0)])
 def test_zeros_are_two_numbers_of_channels(zeros: Any) -> None:
-    with pytest.raises(ConfigError, match="zeros must be two integers >= 0"):
+    with pytest.raises(ConfigError, match=r"zeros (must be two|\w+ the channels of x must be) "):
         padded_shortcut_forward(np.ones((1, 1, 2, 2)), stride=1, zeros=zeros)
 
 

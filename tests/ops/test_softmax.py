@@ -192,6 +192,13 @@ def test_an_axis_out_of_range_is_refused(forward, axis: int) -> None:
 
 
 @both
+@pytest.mark.parametrize("axis", [1.0, True, None, (0,)])
+def test_an_axis_is_an_integer(forward, axis) -> None:
+    with pytest.raises(ConfigError, match="axis must be an integer, got"):
+        forward(np.ones((2, 3)), axis=axis)
+
+
+@both
 def test_an_empty_axis_is_refused_and_an_empty_batch_is_not(forward) -> None:
     with pytest.raises(ShapeError, match=r"axis -1 is empty in shape \(2, 0\)"):
         forward(np.ones((2, 0)))

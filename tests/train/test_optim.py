@@ -247,7 +247,7 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_written(
         (lambda: SGD("0.1"), "SGD: lr"),
         (lambda: SGD(0.1, momentum=1.0), "SGD: momentum"),
         (lambda: SGD(0.1, momentum=-0.1), "SGD: momentum"),
-        (lambda: SGD(0.1, weight_decay=-1.0), "SGD: weight_decay"),
+        (lambda: SGD(0.1, weight_decay=-1.0), "SGD: weight_decay must be a finite number >= 0"),
         (lambda: SGD(0.1, weight_decay=math.inf), "SGD: weight_decay"),
         (lambda: SGD(0.1, nesterov=True), "nesterov=True needs momentum"),
         (lambda: Adam(lr=math.inf), "Adam: lr"),

@@ -99,6 +99,7 @@ def test_factors_lie_between_zero_and_one_and_fall_after_the_warm_up(
         (lambda: Cosine(end=1.1), "Cosine: end"),
         (lambda: WarmUp(0), "WarmUp: steps"),
         (lambda: WarmUp(-5), "WarmUp: steps"),
+        (lambda: WarmUp(True), "WarmUp: steps"),
         (lambda: WarmUp(2.5), "WarmUp: steps"),  # type: ignore[arg-type]
     ],
 )

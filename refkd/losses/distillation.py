@@ -21,9 +21,9 @@ from refkd.losses.kl_without_log import (
     softmax_kl_without_log_backward,
     softmax_kl_without_log_forward,
 )
-from refkd.losses.reduction import divisor
+from refkd.losses.reduction import logits_divisor
 from refkd.losses.regression import mse_backward, mse_forward
-from refkd.losses.spec import KDSpec
+from refkd.losses.spec import SAME_GRADIENT, KDSpec
 from refkd.ops.softmax import log_softmax_forward, softmax_backward, softmax_forward
 
 __all__ = ["KDTerms", "distillation_loss", "kd_backward", "kd_forward"]
@@ -110,7 +110,7 @@ def kd_forward(
         If the arguments do not fit together. Values are not checked:
         see :func:`distillation_loss`.
     """
-    if spec.divergence in ("kl", "cross_entropy"):
+    if spec.divergence in SAME_GRADIENT:
         loss, hard, soft, q, s, t = softmax_kd_forward(
             student_logits, teacher_logits, labels, **_kernel_options(spec)
         )
@@ -119,7 +119,7 @@ def kd_forward(
             terms = _add_entropy(terms, t, teacher_logits, spec)
         return terms, (q, s, t)
     _check_inputs("kd_forward", student_logits, teacher_logits, labels, spec)
-    soft, saved = _SOFT_FORWARD[spec.divergence](student_logits, teacher_logits, spec)
+    soft, saved = _soft_forward(student_logits, teacher_logits, spec)
     if labels is None:
         return KDTerms(spec.effective_soft_weight * soft, soft * 0, soft), saved
     hard, log_q = softmax_cross_entropy_forward(student_logits, labels)
@@ -154,11 +154,11 @@ def kd_backward(
         mse_probabilities    2w s⊙(d − ⟨s, d⟩)/(T R)    d = s − t
         kl_without_log       −w s⊙(t − ⟨s, t⟩)/(T R)
     """
-    if spec.divergence in ("kl", "cross_entropy"):
+    if spec.divergence in SAME_GRADIENT:
         q, s, t = saved
         return softmax_kd_backward(dloss, q, s, t, labels, **_kernel_options(spec))
     dsoft = spec.effective_soft_weight * dloss
-    dz = _SOFT_BACKWARD[spec.divergence](dsoft, saved, spec)
+    dz = _soft_backward(dsoft, saved[0], saved[1], spec)
     if labels is None:
         return dz
     return dz + softmax_cross_entropy_backward(spec.hard_weight * dloss, saved[-1], labels)
@@ -207,68 +207,28 @@ def _kernel_options(spec: KDSpec) -> dict[str, Any]:
 def _add_entropy(terms: KDTerms, t: Array, teacher_logits: Array, spec: KDSpec) -> KDTerms:
     # H(t, s) = KL(t ‖ s) + H(t), the teacher's entropy: a constant to the student.
     log_t = log_softmax_forward(teacher_logits, temperature=spec.temperature)
-    count = divisor(spec.reduction, examples=t.shape[0], elements=t.size)
-    entropy = -(t * log_t).sum() / count
+    entropy = -(t * log_t).sum() / logits_divisor(spec.reduction, t)
     loss = terms.loss + spec.effective_soft_weight * entropy
     return KDTerms(loss, terms.hard, terms.soft + entropy)
 
 
-def _reverse_kl_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
-    soft, log_s, log_t = softmax_kl_forward(
-        z, v, temperature=spec.temperature, reduction=spec.reduction
-    )
-    return soft, (log_s, log_t)
+def _soft_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
+    options: dict[str, Any] = {"temperature": spec.temperature, "reduction": spec.reduction}
+    if spec.divergence == "reverse_kl":
+        soft, *saved = softmax_kl_forward(z, v, **options)  # log s and log t
+    elif spec.divergence == "kl_without_log":
+        soft, *saved = softmax_kl_without_log_forward(z, v, **options)  # s and t, as below
+    else:
+        saved = [softmax_forward(x, temperature=spec.temperature) for x in (z, v)]
+        soft = mse_forward(*saved, reduction="sum") / logits_divisor(spec.reduction, z)
+    return soft, tuple(saved)
 
 
-def _reverse_kl_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
-    dz, _ = softmax_kl_backward(
-        dsoft,
-        saved[0],
-        saved[1],
-        temperature=spec.temperature,
-        reduction=spec.reduction,
-        need_dq=False,
-    )
-    return dz
-
-
-def _mse_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
-    s = softmax_forward(z, temperature=spec.temperature)
-    t = softmax_forward(v, temperature=spec.temperature)
-    soft = mse_forward(s, t, reduction="sum") / _mse_divisor(s, spec)
-    return soft, (s, t)
-
-
-def _mse_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
-    s, t = saved[:2]
-    ds, _ = mse_backward(dsoft / _mse_divisor(s, spec), s, t, reduction="sum")
-    return softmax_backward(ds, s, temperature=spec.temperature)
-
-
-def _mse_divisor(s: Array, spec: KDSpec) -> int:
-    return divisor(spec.reduction, examples=s.shape[0], elements=s.size)
-
-
-def _without_log_forward(z: Array, v: Array, spec: KDSpec) -> tuple[Array, tuple[Array, ...]]:
-    soft, s, t = softmax_kl_without_log_forward(
-        z, v, temperature=spec.temperature, reduction=spec.reduction
-    )
-    return soft, (s, t)
-
-
-def _without_log_backward(dsoft: Array | float, saved: tuple[Array, ...], spec: KDSpec) -> Array:
-    return softmax_kl_without_log_backward(
-        dsoft, saved[0], saved[1], temperature=spec.temperature, reduction=spec.reduction
-    )
-
-
-_SOFT_FORWARD = {
-    "reverse_kl": _reverse_kl_forward,
-    "mse_probabilities": _mse_forward,
-    "kl_without_log": _without_log_forward,
-}
-_SOFT_BACKWARD = {
-    "reverse_kl": _reverse_kl_backward,
-    "mse_probabilities": _mse_backward,
-    "kl_without_log": _without_log_backward,
-}
+def _soft_backward(dsoft: Array | float, a: Array, b: Array, spec: KDSpec) -> Array:
+    options: dict[str, Any] = {"temperature": spec.temperature, "reduction": spec.reduction}
+    if spec.divergence == "reverse_kl":
+        return softmax_kl_backward(dsoft, a, b, **options, need_dq=False)[0]
+    if spec.divergence == "kl_without_log":
+        return softmax_kl_without_log_backward(dsoft, a, b, **options)
+    ds, _ = mse_backward(dsoft / logits_divisor(spec.reduction, a), a, b, reduction="sum")
+    return softmax_backward(ds, a, temperature=spec.temperature)

@@ -1,8 +1,8 @@
 """The distillation loss a·CE(labels) + w·KL(teacher ‖ student) as one fused kernel pair.
 
 This is the hot path of logit distillation. Which a and w a paper or library means
-is the business of :mod:`refkd.losses.spec`; divergences other than the forward KL
-are composed there from the pairs of this package.
+is the business of :mod:`refkd.losses.spec`; :mod:`refkd.losses.distillation` composes the
+other divergences from the pairs of this package.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from refkd.errors import (
     check_positive,
     check_same_shape,
 )
-from refkd.losses.reduction import check_reduction, cotangent, divisor
+from refkd.losses.reduction import check_reduction, cotangent, logits_divisor
 from refkd.ops.softmax import log_softmax_forward
 
-__all__ = ["softmax_kd_backward", "softmax_kd_forward"]
+__all__ = ["check_kd_inputs", "softmax_kd_backward", "softmax_kd_forward"]
 
 _REDUCTIONS = ("batchmean", "mean", "sum")
 
@@ -76,16 +76,15 @@ def softmax_kd_forward(
         student_logits=student_logits,
         teacher_logits=teacher_logits,
     )
-    batch, classes = student_logits.shape
     log_q = log_softmax_forward(student_logits)
     log_s = log_softmax_forward(student_logits, temperature=temperature)
     log_t = log_softmax_forward(teacher_logits, temperature=temperature)
     t = xp.exp(log_t)
-    soft = (t * (log_t - log_s)).sum() / _divisor(reduction, batch, classes)
+    soft = (t * (log_t - log_s)).sum() / logits_divisor(reduction, t)
     if labels is None:
         hard = soft * 0
     else:
-        hard = -xp.take_along_axis(log_q, labels[:, None], axis=1).sum() / batch
+        hard = -xp.take_along_axis(log_q, labels[:, None], axis=1).sum() / labels.size
     loss = float(hard_weight) * hard + float(soft_weight) * soft
     return loss, hard, soft, xp.exp(log_q), xp.exp(log_s), t
 
@@ -136,15 +135,11 @@ def softmax_kd_backward(
     where = "softmax_kd_backward"
     xp = check_kd_inputs(where, labels, temperature, hard_weight, reduction, q=q, s=s, t=t)
     batch, classes = q.shape
-    scale = float(temperature) * _divisor(reduction, batch, classes)
+    scale = float(temperature) * logits_divisor(reduction, q)
     dz = (s - t) * (float(soft_weight) / scale)
     if labels is not None:
         dz = dz + (q - (labels[:, None] == xp.arange(classes))) * (float(hard_weight) / batch)
     return dz * cotangent(where, dloss, q, ())
-
-
-def _divisor(reduction: str, batch: int, classes: int) -> int:
-    return divisor(reduction, examples=batch, elements=batch * classes)
 
 
 def check_kd_inputs(

@@ -10,10 +10,10 @@ from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError, check_float_dtypes, check_positive, check_same_shape
-from refkd.losses.reduction import check_reduction, divisor, example_cotangent
+from refkd.losses.reduction import check_reduction, example_cotangent, logits_divisor
 from refkd.ops.softmax import log_softmax_forward
 
-__all__ = ["KL_REDUCTIONS", "softmax_kl_backward", "softmax_kl_forward"]
+__all__ = ["KL_REDUCTIONS", "check_kl_inputs", "softmax_kl_backward", "softmax_kl_forward"]
 
 KL_REDUCTIONS = ("batchmean", "mean", "sum", "none")
 
@@ -51,7 +51,7 @@ def softmax_kl_forward(
     log_q = log_softmax_forward(q_logits, temperature=temperature)
     loss = (xp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
     if reduction != "none":
-        loss = loss.sum() / kl_divisor(log_p, reduction)
+        loss = loss.sum() / logits_divisor(reduction, log_p)
     return loss, log_p, log_q
 
 
@@ -98,7 +98,7 @@ def softmax_kl_backward(
     where = "softmax_kl_backward"
     xp = check_kl_inputs(where, temperature, reduction, log_p=log_p, log_q=log_q)
     scale = example_cotangent(where, dloss, log_p, reduction)
-    scale = scale / (float(temperature) * kl_divisor(log_p, reduction))
+    scale = scale / (float(temperature) * logits_divisor(reduction, log_p))
     p = xp.exp(log_p)
     dp = dq = None
     if need_dp:
@@ -107,11 +107,6 @@ def softmax_kl_backward(
     if need_dq:
         dq = (xp.exp(log_q) - p) * scale
     return dp, dq
-
-
-def kl_divisor(logits: Array, reduction: str) -> int:
-    """Return R of ``reduction`` for arrays of shape (..., C)."""
-    return divisor(reduction, examples=logits[..., 0].size, elements=logits.size)
 
 
 def check_kl_inputs(where: str, temperature: float, reduction: str, **arrays: Array) -> Any:

@@ -8,8 +8,8 @@ be reproduced and their students explained; whoever wants a divergence takes ``s
 from __future__ import annotations
 
 from refkd.dispatch import Array, kernel
-from refkd.losses.kl import check_kl_inputs, kl_divisor
-from refkd.losses.reduction import example_cotangent
+from refkd.losses.kl import check_kl_inputs
+from refkd.losses.reduction import example_cotangent, logits_divisor
 from refkd.ops.softmax import log_softmax_forward, softmax_forward
 
 __all__ = ["softmax_kl_without_log_backward", "softmax_kl_without_log_forward"]
@@ -60,7 +60,7 @@ def softmax_kl_without_log_forward(
     t = xp.exp(log_t)
     loss = (t * (log_t - s)).sum(axis=-1)
     if reduction != "none":
-        loss = loss.sum() / kl_divisor(s, reduction)
+        loss = loss.sum() / logits_divisor(reduction, s)
     return loss, s, t
 
 
@@ -102,5 +102,5 @@ def softmax_kl_without_log_backward(
     where = "softmax_kl_without_log_backward"
     check_kl_inputs(where, temperature, reduction, s=s, t=t)
     scale = example_cotangent(where, dloss, s, reduction)
-    scale = -scale / (float(temperature) * kl_divisor(s, reduction))
+    scale = -scale / (float(temperature) * logits_divisor(reduction, s))
     return s * (t - (t * s).sum(axis=-1, keepdims=True)) * scale

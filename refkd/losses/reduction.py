@@ -11,7 +11,14 @@ import math
 from refkd.dispatch import Array
 from refkd.errors import ShapeError, check_choice, check_float_dtypes
 
-__all__ = ["REDUCTIONS", "check_reduction", "cotangent", "divisor", "example_cotangent"]
+__all__ = [
+    "REDUCTIONS",
+    "check_reduction",
+    "cotangent",
+    "divisor",
+    "example_cotangent",
+    "logits_divisor",
+]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,6 +35,12 @@ def check_reduction(
 def divisor(reduction: str, *, examples: int, elements: int) -> int:
     """Return R, by which the sum is divided: 1, the number of examples or of elements."""
     return {"sum": 1, "none": 1, "batchmean": examples, "mean": elements}[reduction]
+
+
+def logits_divisor(reduction: str, logits: Array) -> int:
+    """Return R for logits or distributions (..., C), whose rows are the examples."""
+    shape = tuple(map(int, logits.shape))
+    return divisor(reduction, examples=math.prod(shape[:-1]), elements=math.prod(shape))
 
 
 def cotangent(

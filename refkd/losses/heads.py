@@ -114,7 +114,7 @@ def kd_heads_backward(
 
 
 def _total(values: list[Array]) -> Array:
-    """Return the sum, of one value the value itself: on a GPU each sum is a launch."""
+    """Return the sum; of a single value itself, since on a GPU every addition is a launch."""
     return sum(values[1:], values[0])
 
 

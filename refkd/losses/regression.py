@@ -41,6 +41,14 @@ def mse_backward(
 ) -> tuple[Array, Array]:
     """Backward of :func:`mse_forward`.
 
+    Parameters
+    ----------
+    dloss : float or array, shape () or that of input for ``"none"``
+        Cotangent of the loss.
+    input, target : array, of one shape
+    reduction
+        As in the forward.
+
     Returns
     -------
     dinput, dtarget : array, the shape of input
@@ -102,6 +110,14 @@ def huber_backward(
     reduction: str = "mean",
 ) -> tuple[Array, Array]:
     """Backward of :func:`huber_forward`.
+
+    Parameters
+    ----------
+    dloss : float or array, shape () or that of input for ``"none"``
+        Cotangent of the loss.
+    input, target : array, of one shape
+    delta, reduction
+        As in the forward.
 
     Returns
     -------

@@ -53,8 +53,8 @@ class KaimingNormal:
     Notes
     -----
     fan_out = out · kernel height · kernel width, the number of outputs that one input
-    reaches at stride 1: the variance of cotangents is then kept on the way back, half of
-    which a ReLU stops. As ``torch.nn.init.kaiming_normal_(mode="fan_out",
+    reaches at stride 1: the backward pass then keeps the variance of cotangents, of which a
+    ReLU stops half. As ``torch.nn.init.kaiming_normal_(mode="fan_out",
     nonlinearity="relu")``, which too counts the outputs of all groups.
 
     References

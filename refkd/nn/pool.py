@@ -41,7 +41,7 @@ class MaxPool2d(Layer):
     padding, dilation : int or (int, int)
         Padding never is the maximum; it is at most half the kernel.
     ceil_mode : bool
-        Also a last window that the image fills in part.
+        Whether a last window that reaches beyond the padded image counts.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class AvgPool2d(Layer):
     padding : int or (int, int)
         At most half the kernel.
     ceil_mode : bool
-        Also a last window that the image fills in part.
+        Whether a last window that reaches beyond the padded image counts.
     count_include_pad : bool
         Whether the zeros of the padding count in the mean.
 

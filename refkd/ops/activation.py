@@ -55,6 +55,15 @@ def relu_backward(dy: Array, y: Array) -> Array:
     """Backward of :func:`relu_forward`: dx = dy · [y > 0], so ReLU'(0) = 0.
 
     What is not finite in dy shows: ∞ · 0 is NaN.
+
+    Parameters
+    ----------
+    dy, y : array, of one shape
+        Cotangent of the output; the output of the forward.
+
+    Returns
+    -------
+    dx : array, the shape of y
     """
     _check("relu_backward", dy=dy, y=y)
     return dy * (y.real > 0)
@@ -79,7 +88,17 @@ def sigmoid_forward(x: Array) -> Array:
 
 @kernel
 def sigmoid_backward(dy: Array, y: Array) -> Array:
-    """Backward of :func:`sigmoid_forward`: y' = y (1 − y)."""
+    """Backward of :func:`sigmoid_forward`: y' = y (1 − y).
+
+    Parameters
+    ----------
+    dy, y : array, of one shape
+        Cotangent of the output; the output of the forward.
+
+    Returns
+    -------
+    dx : array, the shape of y
+    """
     _check("sigmoid_backward", dy=dy, y=y)
     return dy * (y * (1 - y))
 
@@ -102,7 +121,17 @@ def tanh_forward(x: Array) -> Array:
 
 @kernel
 def tanh_backward(dy: Array, y: Array) -> Array:
-    """Backward of :func:`tanh_forward`: y' = 1 − y² = (1 − y)(1 + y)."""
+    """Backward of :func:`tanh_forward`: y' = 1 − y² = (1 − y)(1 + y).
+
+    Parameters
+    ----------
+    dy, y : array, of one shape
+        Cotangent of the output; the output of the forward.
+
+    Returns
+    -------
+    dx : array, the shape of y
+    """
     _check("tanh_backward", dy=dy, y=y)
     return dy * ((1 - y) * (1 + y))
 
@@ -132,6 +161,15 @@ def silu_forward(x: Array) -> Array:
 @kernel
 def silu_backward(dy: Array, x: Array) -> Array:
     """Backward of :func:`silu_forward`.
+
+    Parameters
+    ----------
+    dy, x : array, of one shape
+        Cotangent of the output; the input of the forward.
+
+    Returns
+    -------
+    dx : array, the shape of x
 
     Notes
     -----
@@ -177,6 +215,17 @@ def gelu_forward(x: Array, *, approximate: str = "none") -> Array:
 @kernel
 def gelu_backward(dy: Array, x: Array, *, approximate: str = "none") -> Array:
     """Backward of :func:`gelu_forward`, exact for either form.
+
+    Parameters
+    ----------
+    dy, x : array, of one shape
+        Cotangent of the output; the input of the forward.
+    approximate : {"none", "tanh"}
+        As in the forward.
+
+    Returns
+    -------
+    dx : array, the shape of x
 
     Notes
     -----

@@ -8,7 +8,6 @@ bounded by the number of threads times that, whatever the batch.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
@@ -87,7 +86,8 @@ def conv2d_forward(
         if shift is not None:
             y[rows] += shift
 
-    deque(in_chunks(xp, fill, g, dtype.itemsize), maxlen=0)
+    for _ in in_chunks(xp, fill, g, dtype.itemsize):
+        pass
     return y.reshape(g.batch, g.outputs, *g.output_size)
 
 
@@ -202,7 +202,8 @@ def conv2d_backward_input(
         columns = columns.reshape(-1, g.inputs, *g.kernel_size, *g.output_size)
         dx[rows] = add_windows(xp, columns, g)
 
-    deque(in_chunks(xp, fill, g, dtype.itemsize), maxlen=0)
+    for _ in in_chunks(xp, fill, g, dtype.itemsize):
+        pass
     return dx
 
 

@@ -41,7 +41,19 @@ def dropout_forward(x: Array, mask: Array, *, p: float) -> Array:
 
 @kernel
 def dropout_backward(dy: Array, mask: Array, *, p: float) -> Array:
-    """Backward of :func:`dropout_forward`, a diagonal linear map: dx = dy · mask / (1 − p)."""
+    """Backward of :func:`dropout_forward`, a diagonal linear map: dx = dy · mask / (1 − p).
+
+    Parameters
+    ----------
+    dy : array, any shape
+        Cotangent of the output.
+    mask, p
+        As in the forward.
+
+    Returns
+    -------
+    dx : array, the shape of dy
+    """
     _check("dropout_backward", mask, p, dy=dy)
     return dy * mask * _scale(p)
 

@@ -140,12 +140,10 @@ class ComplexStep:
         """Return the complex step along all entries; their bars are one rounding, not measured."""
         f = self._problem.f
         if self._problem.writes:
+            point = self._problem.point
+            x = point[name]
             values = np.array(
-                [
-                    complex_step(f, self._problem.point, {name: unit(x.shape, flat)})
-                    for x in (self._problem.point[name],)
-                    for flat in range(x.size)
-                ]
+                [complex_step(f, point, {name: unit(x.shape, flat)}) for flat in range(x.size)]
             )
         else:
             values = complex_entries(f, self._problem.point, name)

@@ -135,7 +135,7 @@ class GradReport:
     message : str
         One sentence: what is wrong or uncertain; empty where all is well.
     explanation : str
-        What a wrong gradient looks like ("it is the derivative times 0.0625 = 1/T²"), or
+        What a wrong gradient looks like ("the derivative times 0.0625: 1/T² with T = 4?"), or
         empty: a guess, from the numbers alone.
     notes : tuple of str
         What else was noticed, such as why the complex step was not used.

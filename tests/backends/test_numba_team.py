@@ -152,7 +152,8 @@ def part(seen, thread, threads):
 def call(threads):
     seen = []
     team.share(part, seen, threads=threads)
-    assert sorted(seen) == [(thread, threads) for thread in range(threads)]
+    right.append(sorted(seen) == [(thread, threads) for thread in range(threads)])
+right = []
 first = [threading.Thread(target=call, args=(3,)) for _ in range(20)]
 for thread in first:
     thread.start()
@@ -162,6 +163,7 @@ assert threading.active_count() <= 3, threading.active_count()
 for threads in [2, 5, 3, 4, 1, 5] * 5:
     call(threads)
 assert threading.active_count() == 5, threading.active_count()
+assert right == [True] * (20 + 30), right
 """
     run(program)
 

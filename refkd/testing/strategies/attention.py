@@ -26,8 +26,8 @@ class AttentionShape:
     batch, heads, query_length, key_length, head_dim : int
     mask : {"none", "causal", "padding"}
     key_lengths : tuple of int
-        For ``"padding"``: of each example the number of keys that are none, at least
-        1; otherwise empty.
+        For ``"padding"``: of each example the number of keys that are not padding, at
+        least 1; otherwise empty.
 
     Raises
     ------

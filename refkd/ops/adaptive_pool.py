@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError
-from refkd.ops.taps import check_pooled, input_plane, part, window_sizes
+from refkd.ops.taps import image_plane, input_plane, part, window_sizes
 from refkd.ops.window import Size, as_pair
 
 __all__ = ["adaptive_avg_pool2d_backward", "adaptive_avg_pool2d_forward"]
@@ -34,7 +34,7 @@ def adaptive_avg_pool2d_forward(x: Array, *, output_size: Size) -> Array:
     Window p reads the rows from ⌊p·H/P⌋ up to, not including, ⌈(p + 1)·H/P⌉, and the columns
     likewise, as in PyTorch: where P does not divide H, neighbours may share a row.
     """
-    plane = check_pooled("adaptive_avg_pool2d_forward", x)
+    plane = image_plane("adaptive_avg_pool2d_forward", "x", x)
     output = as_pair("adaptive_avg_pool2d_forward", "output_size", output_size, 1)
     xp = namespace(x)
     rows, columns = (_parts(*sizes) for sizes in zip(plane, output, strict=True))

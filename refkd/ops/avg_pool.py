@@ -8,7 +8,7 @@ from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import ShapeError
 from refkd.ops.taps import (
     Windows,
-    check_pooled,
+    image_plane,
     input_plane,
     part,
     pooling_windows,
@@ -62,7 +62,7 @@ def avg_pool2d_forward(
 
     The sums run down the columns first, then along what is left of the rows.
     """
-    plane = check_pooled("avg_pool2d_forward", x)
+    plane = image_plane("avg_pool2d_forward", "x", x)
     rows, columns = pooling_windows(
         "avg_pool2d_forward", plane, kernel_size, stride, padding, ceil_mode=ceil_mode
     )

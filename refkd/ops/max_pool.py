@@ -6,7 +6,7 @@ from typing import Any
 
 from refkd.dispatch import Array, kernel, namespace
 from refkd.errors import DtypeError, check_same_shape
-from refkd.ops.taps import Windows, check_pooled, input_plane, part, pooling_windows
+from refkd.ops.taps import Windows, image_plane, input_plane, part, pooling_windows
 from refkd.ops.window import Size
 
 __all__ = ["max_pool2d_backward", "max_pool2d_forward"]
@@ -60,7 +60,7 @@ def max_pool2d_forward(
     kW + kH comparisons in place of kW · kH. "The first" survives that order, being the
     leftmost in the topmost row, and so does "the last".
     """
-    plane = check_pooled("max_pool2d_forward", x)
+    plane = image_plane("max_pool2d_forward", "x", x)
     rows, columns = pooling_windows(
         "max_pool2d_forward", plane, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode
     )

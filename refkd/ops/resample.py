@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from refkd.dispatch import Array, kernel, namespace
-from refkd.errors import ShapeError, check_float_dtypes
-from refkd.ops.taps import check_plane, check_pooled, part
-from refkd.ops.window import Size, as_pair, check_images
+from refkd.errors import ShapeError
+from refkd.ops.taps import image_plane, part
+from refkd.ops.window import Size, as_pair
 
 __all__ = ["upsample_nearest2d_backward", "upsample_nearest2d_forward"]
 
@@ -41,7 +41,7 @@ def upsample_nearest2d_forward(x: Array, *, scale_factor: Size) -> Array:
     as PyTorch's ``nearest`` and ``nearest-exact``, which are the same for whole factors.
     """
     where = "upsample_nearest2d_forward"
-    check_pooled(where, x)
+    image_plane(where, "x", x)
     rows, columns = as_pair(where, "scale_factor", scale_factor, 1)
     return _repeated(_repeated(x, _COLUMNS, columns), _ROWS, rows)
 
@@ -76,9 +76,7 @@ def upsample_nearest2d_backward(dy: Array, *, scale_factor: Size) -> Array:
     down the columns first, then along what is left of the rows.
     """
     where = "upsample_nearest2d_backward"
-    check_float_dtypes(where, dy=dy)
-    check_images(where, "dy", dy)
-    height, width = check_plane(where, "dy", dy.shape)
+    height, width = image_plane(where, "dy", dy)
     rows, columns = as_pair(where, "scale_factor", scale_factor, 1)
     if height % rows or width % columns:
         raise ShapeError(

@@ -18,8 +18,7 @@ __all__ = [
     "Tap",
     "Windows",
     "check_padding",
-    "check_plane",
-    "check_pooled",
+    "image_plane",
     "input_plane",
     "part",
     "pooling_windows",
@@ -137,7 +136,7 @@ def window_sizes(xp: Any, like: Array, heights: list[int], widths: list[int]) ->
     return xp.asarray(sizes, dtype=like.real.dtype)
 
 
-def check_pooled(where: str, x: Array) -> Pair:
+def image_plane(where: str, name: str, x: Array) -> Pair:
     """Return (H, W) of ``x``, a floating batch of images that are not empty.
 
     Raises
@@ -145,9 +144,9 @@ def check_pooled(where: str, x: Array) -> Pair:
     ShapeError, DtypeError
         If it is not.
     """
-    check_float_dtypes(where, x=x)
-    check_images(where, "x", x)
-    return check_plane(where, "x", x.shape)
+    check_float_dtypes(where, **{name: x})
+    check_images(where, name, x)
+    return _plane(where, name, x.shape)
 
 
 def input_plane(where: str, dy: Array, input_shape: Any) -> Pair:
@@ -167,10 +166,10 @@ def input_plane(where: str, dy: Array, input_shape: Any) -> Pair:
             f"{where}: input_shape must be (N, C, H, W) with N and C of dy {tuple(dy.shape)}, "
             f"got {shape}"
         )
-    return check_plane(where, "input_shape", shape)
+    return _plane(where, "input_shape", shape)
 
 
-def check_plane(where: str, name: str, shape: tuple[int, ...]) -> Pair:
+def _plane(where: str, name: str, shape: tuple[int, ...]) -> Pair:
     """Return (H, W) of a shape (N, C, H, W).
 
     Raises

@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Without the program's name; ``sys.argv`` by default.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a "±" that the terminal cannot show
     program = "refkd"

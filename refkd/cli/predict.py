@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refkd import data
 from refkd.data.dataset import Dataset, Split
@@ -60,38 +61,57 @@ def run(arguments: argparse.Namespace) -> int:
     if split is None:
         raise DataError(f"predict: {dataset.name} has no {arguments.split} split")
     names = trained.spec.class_names
-    _check_fits(trained.spec, dataset, split)
+    labels = _labels(names, dataset, split)
+    _check_scale(trained.spec, dataset)
     probabilities = trained.predict(split.images)
     predicted = probabilities.argmax(axis=1)
-    correct = int((predicted == split.labels).sum())
+    correct = int((predicted == labels).sum())
     if arguments.json:
         rows = [
             {"predicted": names[p], "probability": float(row[p]), "label": names[label]}
-            for p, row, label in zip(predicted, probabilities, split.labels, strict=True)
+            for p, row, label in zip(predicted, probabilities, labels, strict=True)
         ]
         print(json.dumps({"accuracy": correct / len(split), "predictions": rows}))
         return 0
     print(f"{correct} of {len(split)} right ({correct / len(split):.2%})\n")
     width = max(map(len, ("class", *names)))
     print(f"{'class':>{width}}  images  predicted   right")
-    columns = (split.labels, predicted, predicted[predicted == split.labels])
+    columns = (labels, predicted, predicted[predicted == labels])
     counts = (np.bincount(column, minlength=len(names)) for column in columns)
     for name, images, guesses, hits in zip(names, *counts, strict=True):
         print(f"{name:>{width}}  {images:6}  {guesses:9}  {hits:6}")
     return 0
 
 
-def _check_fits(spec: NetworkSpec, dataset: Dataset, split: Split) -> None:
-    largest = int(split.labels.max())
-    if largest >= len(spec.class_names):
+def _labels(known: tuple[str, ...], dataset: Dataset, split: Split) -> NDArray[Any]:
+    """Return the labels as the network counts them: classes are the same by their name.
+
+    Those of an ``.npz`` have no other names than their numbers, which are the network's.
+    """
+    names = dataset.class_names
+    if names == tuple(map(str, range(len(names)))):
+        largest = int(split.labels.max())
+        if largest >= len(known):
+            raise DataError(
+                f"predict: {dataset.name} has label {largest}, the network knows "
+                f"{len(known)} classes from 0"
+            )
+        return split.labels
+    unknown = [names[label] for label in np.unique(split.labels) if names[label] not in known]
+    if unknown:
         raise DataError(
-            f"predict: {dataset.name} has label {largest}, the network knows "
-            f"{len(spec.class_names)} classes from 0"
+            f"predict: {dataset.name} has the classes {', '.join(unknown)}, the network knows "
+            f"{', '.join(known)}; give images of these, in folders of these names"
         )
+    places = [known.index(name) if name in known else -1 for name in names]
+    return np.array(places)[split.labels]
+
+
+def _check_scale(spec: NetworkSpec, dataset: Dataset) -> None:
     scale, expected = dataset.normalization.scale, spec.normalization.scale
     if scale != expected:
         raise DataError(
-            f"predict: {dataset.name} holds {split.images.dtype} images that are scaled by "
+            f"predict: {dataset.name} holds {dataset.train.images.dtype} images that are scaled by "
             f"{scale:g}, the network was trained on images scaled by {expected:g}; "
             f"store them alike"
         )

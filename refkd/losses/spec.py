@@ -7,6 +7,7 @@ Implementations in circulation agree on CE + KL and on little else. A
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,10 @@ class KDSpec:
 
     def __post_init__(self) -> None:
         check_positive("KDSpec", "temperature", self.temperature)
+        if not math.isfinite(float(self.temperature) * float(self.temperature)):
+            raise ConfigError(
+                f"KDSpec: temperature must have a finite square, got {self.temperature!r}"
+            )
         for name in ("hard_weight", "soft_weight"):
             check_non_negative("KDSpec", name, getattr(self, name))
         check_choice("KDSpec", "reduction", self.reduction, ("batchmean", "mean", "sum"))

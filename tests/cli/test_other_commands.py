@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 import refkd as package
+from refkd import data
 from refkd.cli import build_parser, doctor, gradcheck
 from refkd.recipes import shipped_recipes
 from refkd.testing.pairs import all_cases
@@ -114,6 +117,22 @@ def test_predict_refuses_images_that_are_not_of_the_run(
             code, out, err = refkd("predict", finished, "--data", "other.npz", *more)
             assert (code, out) == (3, "")
             assert reason in err
+
+
+def test_predict_knows_classes_by_their_names(
+    finished: Path, refkd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = refkd("predict", finished, "--data", "data.npz", "--json").out
+    numbered = data.load("data.npz")
+    test = dataclasses.replace(numbered.test, labels=(numbered.test.labels + 1) % 3)
+    shuffled = dataclasses.replace(numbered, test=test, class_names=("2", "0", "1"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: shuffled)
+    assert refkd("predict", finished, "--data", "folder", "--json").out == expected
+    named = dataclasses.replace(numbered, class_names=("rose", "1", "tulip"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: named)
+    code, out, err = refkd("predict", finished, "--data", "folder")
+    assert (code, out) == (3, "")
+    assert "has the classes rose, tulip, the network knows 0, 1, 2; give images of these" in err
 
 
 def test_predict_names_the_networks_there_are(finished: Path, refkd: Any) -> None:
@@ -343,3 +362,12 @@ def test_gradcheck_says_that_a_folder_takes_no_file(
     code, out, err = refkd("gradcheck", "tanh", "--html", str(tmp_path / "page.html"))
     assert (code, out) == (3, "")
     assert "Permission denied" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closed by a shell of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed: str) -> None:
+    command = f'"{sys.executable}" -m refkd recipes {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout == "") == closed.startswith(">")

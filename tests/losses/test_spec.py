@@ -189,6 +189,12 @@ def test_a_temperature_that_is_no_positive_number_is_refused(temperature) -> Non
         KDSpec.preset("hinton", temperature=temperature, alpha=0.5)
 
 
+def test_a_temperature_whose_square_overflows_is_refused() -> None:
+    assert KDSpec(1e150, 0.5, 0.5).effective_soft_weight == pytest.approx(5e299)
+    with pytest.raises(ConfigError, match="temperature must have a finite square, got 1e\\+200"):
+        KDSpec(1e200, 0.5, 0.5)
+
+
 @pytest.mark.parametrize("name", ["hard_weight", "soft_weight"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", None, False])
 def test_a_negative_or_unreal_weight_is_refused(name: str, value) -> None:

@@ -36,4 +36,4 @@ def is_number(value: Any) -> bool:
 
 def is_positive(value: Any) -> bool:
     """Return whether ``value`` is a number above zero that float32 holds, with its reciprocal."""
-    return is_number(value) and not isinstance(value, bool) and 1e-30 < value < 1e30
+    return is_number(value) and not isinstance(value, bool) and 1e-30 < float(value) < 1e30

@@ -13,16 +13,18 @@ import functools
 import hashlib
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import caching, event
+from numba.core import caching, compiler_lock, event
 from numba.core.sigutils import normalize_signature
 from numba.core.types import Array
 from numba.misc.appdirs import AppDirs
@@ -76,12 +78,36 @@ def _compile_as_writable(
     """
     arguments, _ = normalize_signature(signature)
     writable = tuple(a.copy(readonly=False) if isinstance(a, Array) else a for a in arguments)
-    entry_point = compile_types(writable)
+    with _uninterrupted():
+        entry_point = compile_types(writable)
     if writable != arguments:
         compiled_form = dispatcher.overloads[arguments] = dispatcher.overloads[writable]
         codes = [argument._code for argument in arguments]
         dispatcher._insert(codes, entry_point, compiled_form.objectmode)
     return entry_point
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off what a first Ctrl-C does: Numba may not work any more after half a compilation."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, Any]] = []
+
+    def hold(*event: Any) -> None:
+        if held:
+            handler(*event)
+        held.append(event)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        handler(*held[0])
 
 
 def device(
@@ -177,6 +203,7 @@ class _Locator:
     def __init__(self, function: Callable[..., Any]) -> None:
         code = function.__code__
         path = Path(code.co_filename)
+        self._py_file = str(path)  # which Numba names in a warning
         self._place = f"{path.stem}-{code.co_firstlineno}-{_stamp(path)}"
 
     @classmethod
@@ -211,17 +238,16 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 class _CacheFile(caching.IndexDataCacheFile):
     """Files of a digest and a pickle: what is damaged, or cannot be written, is as if not there."""
 
-    def _load_index(self) -> Any:
-        return self._read(self._index_path) or {}
+    def save(self, key: Any, data: Any) -> None:
+        self._write(self._path_of(key), (key, data))
 
-    def _save_index(self, overloads: Any) -> None:
-        self._write(self._index_path, overloads)
+    def load(self, key: Any) -> Any:
+        kept = self._read(self._path_of(key))
+        return kept[1] if kept is not None and kept[0] == key else None
 
-    def _load_data(self, name: str) -> Any:
-        return self._read(self._data_path(name))
-
-    def _save_data(self, name: str, data: Any) -> None:
-        self._write(self._data_path(name), data)
+    def _path_of(self, key: Any) -> str:
+        """Return a file for this form alone: two processes may compile two forms at once."""
+        return self._index_path.removesuffix("nbi") + f"{_digest([repr(key).encode()])}.nbc"
 
     def _read(self, path: str) -> Any:
         with contextlib.suppress(Exception):  # what a pickle imports may raise anything
@@ -267,9 +293,9 @@ class _Announcer(event.Listener):
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"].py_func
         package, _, place = f"{function.__module__}.{function.__name__}".partition(".")
-        if package == __package__ and not self._begun:
-            print(f"refkd: compiling {place} ... ", end="", file=sys.stderr, flush=True)
         self._begun.append(time.perf_counter())
+        if package == __package__ and len(self._begun) == 1:
+            _say(f"refkd: compiling {place} ... ")
 
     def on_end(self, event: Any) -> None:
         seconds = time.perf_counter() - self._begun.pop()
@@ -277,7 +303,18 @@ class _Announcer(event.Listener):
         ours = dispatcher.py_func.__module__.partition(".")[0] == __package__
         if ours and not self._begun:
             kept = ", kept" if isinstance(dispatcher._cache, _Cache) else ""
-            print(f"{seconds:.1f} s{kept}", file=sys.stderr, flush=True)
+            _say(f"{seconds:.1f} s{kept}\n")
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # stderr is closed
+        sys.stderr.write(words)
+        sys.stderr.flush()
 
 
 event.register("numba:compile", _Announcer())
+if hasattr(os, "register_at_fork"):  # a child must not find the lock held by a thread it has not
+    _lock = compiler_lock.global_compiler_lock
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )

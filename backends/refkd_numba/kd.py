@@ -47,7 +47,7 @@ def softmax_kd_forward(
     q, s, t = (empty(student_logits.shape) for _ in range(3))
     sums = room_for_sums(q.size, _WORTH, 3)
     share(
-        _kd, *map(flat_rows, arrays), indices, classes, 1 / temperature,
+        _kd, *map(flat_rows, arrays), indices, classes, 1 / float(temperature),
         *map(flat_rows, (q, s, t)), sums, worth=len(sums) > 1,
     )  # fmt: skip
     hard_sum, soft_sum, misfits = (sums[0] if len(sums) == 1 else sums.sum(axis=0)).tolist()

@@ -105,7 +105,7 @@ def _divergence(kernel: Any, a: Array, b: Array, temperature: float, reduction: 
     first, second, losses = empty(a.shape), empty(a.shape), empty(a.shape[:-1])
     sums = room_for_sums(a.size, _WORTH)
     share(
-        kernel, *map(flat_rows, (a, b)), classes, 1 / temperature,
+        kernel, *map(flat_rows, (a, b)), classes, 1 / float(temperature),
         *map(flat_rows, (first, second, losses)), sums, worth=len(sums) > 1,
     )  # fmt: skip
     if reduction == "none":

@@ -55,7 +55,7 @@ def _along(kernel: Any, arrays: tuple[Array, ...], axis: int, temperature: float
         arrays = tuple(np.moveaxis(array, axis, -1) for array in arrays)
     y = empty(arrays[0].shape)
     rows = [np.ascontiguousarray(array).ravel() for array in arrays]
-    share(kernel, *rows, y.shape[-1], 1 / temperature, y.ravel(), worth=y.size > _WORTH)
+    share(kernel, *rows, y.shape[-1], 1 / float(temperature), y.ravel(), worth=y.size > _WORTH)
     return np.moveaxis(y, -1, axis) if elsewhere else y
 
 

@@ -8,6 +8,7 @@ A fork and join takes about 15 µs.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -42,23 +43,24 @@ def share(
     Notes
     -----
     Where the backend is selected BLAS has one thread, so that each of ours may call it.
-    While the team is at work for another thread, the parts are done one after another.
-    Whatever interrupts the wait, as a signal's handler does, is raised after it: no thread
-    writes any more then.
+    While the team is at work for another thread, or no thread can be had (Python ends, or
+    the system allows no more), the parts are done one after another. Whatever interrupts
+    the wait, as a signal's handler does, is raised after it: no thread writes any more then.
     """
     count = (worker_threads() if threads is None else threads) if worth else 1
     if count == 1:
         function(*arguments, 0, 1)
         return
     team = _team
-    if not team.busy.acquire(blocking=False):
-        for thread in range(count):
-            function(*arguments, thread, count)
-        return
-    try:
-        team.share(function, arguments, count)
-    finally:
-        team.busy.release()
+    if not sys.is_finalizing() and team.busy.acquire(blocking=False):
+        try:
+            if team.has(count - 1):
+                team.share(function, arguments, count)
+                return
+        finally:
+            team.busy.release()
+    for thread in range(count):
+        function(*arguments, thread, count)
 
 
 @device(inline=True)
@@ -96,11 +98,18 @@ class _Team:
         self.busy = threading.RLock()  # a signal's handler may call a kernel
         self._members: list[SimpleQueue[_Task]] = []
 
+    def has(self, count: int) -> bool:
+        """Return whether there are so many threads, started now if need be."""
+        try:
+            while len(self._members) < count:
+                self._members.append(_new_member())
+        except RuntimeError:  # the system allows no more
+            return False
+        return True
+
     def share(
         self, function: Callable[..., None], arguments: tuple[Any, ...], threads: int
     ) -> None:
-        while len(self._members) < threads - 1:
-            self._members.append(_new_member())
         members = self._members[: threads - 1]
         call = _Call(threads)
         try:

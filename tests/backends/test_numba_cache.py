@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import io
 import os
 import pkgutil
 import random
 import re
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -233,10 +235,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-def test_a_damaged_file_is_as_if_it_were_not_there(kernel: Kernel, ending: str) -> None:
+def test_a_damaged_file_is_as_if_it_were_not_there(kernel: Kernel) -> None:
     assert kernel(2) == ([6], 1)
-    (path,) = kernel.files(ending)
+    (path,) = kernel.files()
     for words, damage in DAMAGES.items():
         path.write_bytes(damage(path.read_bytes()))
         assert kernel(2) == ([6], 1), words
@@ -281,6 +282,92 @@ def test_threads_that_load_and_compile_at_once_do_not_disturb_each_other(kernel:
         kernels = [compiled(kernel.function) for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda kernel: kernel(2), kernels)) == [6] * 4
+
+
+def test_forms_that_are_compiled_at_once_are_all_kept(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # each finds the folder as it was before the others
+        patch.setattr(compile._CacheFile, "_read", lambda *_: None)
+        assert kernel(2) == ([6], 1)
+        assert kernel(0.5) == ([1.5], 1)
+    assert kernel(2, 0.5) == ([6, 1.5], 0)
+
+
+def test_a_file_of_another_form_is_none_of_this_one(kernel: Kernel) -> None:
+    kernel(2)
+    (path,) = kernel.files()
+    kernel(0.5)
+    (other,) = {*kernel.files()} - {path}
+    shutil.copy(other, path)
+    assert kernel(2) == ([6], 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupt_waits_for_a_compilation_and_a_second_one_does_not(
+    count: int, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        begun = []
+
+        def interrupt(_: str) -> None:
+            begun.append(True)
+            for _ in range(count if len(begun) == 1 else 0):
+                signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(compile, "_say", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            kernel(2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert kernel(2) == ([6], count - 1)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_where_nobody_reads_nothing_is_said(
+    closed: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream if closed else None)
+    assert compiled(kernel.function)(2) == 6
+    assert kernel.capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_while_another_thread_compiles_leaves_no_lock_behind() -> None:
+    program = """
+import os, sys, threading, time, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+from numba.core.compiler_lock import global_compiler_lock as lock
+import refkd_numba.compile
+begun = threading.Event()
+def hold():
+    with lock:
+        begun.set()
+        time.sleep(0.3)
+thread = threading.Thread(target=hold)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    os._exit(not lock._lock.acquire(timeout=10))
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+"""
+    run(program)
+
+
+def test_kernels_that_are_not_optimised_work_too(tmp_path: Path) -> None:
+    program = """
+import warnings, numpy as np, numba
+warnings.simplefilter("ignore", numba.core.errors.NumbaWarning)
+from refkd.dispatch import use_backend
+from refkd.ops import relu_forward
+with use_backend("numba"):
+    print(relu_forward(np.ones((2, 3), np.float32)).sum())
+"""
+    said = run(program, NUMBA_OPT="0", NUMBA_CACHE_DIR=str(tmp_path)).stdout
+    assert said == "6.0\n"
 
 
 @pytest.mark.slow

@@ -204,6 +204,35 @@ def test_a_weight_that_is_not_finite_reaches_the_padding(place: int) -> None:
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
 
 
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_what_is_not_finite_comes_out_where_the_reference_has_it(
+    padding: int, groups: int, special: float
+) -> None:
+    rng = np.random.default_rng(groups)
+    options = {"padding": padding, "groups": groups}
+    x = rng.standard_normal((2, 4, 5, 6)).astype(np.float32)
+    weight = rng.standard_normal((4, 4 // groups, 3, 3)).astype(np.float32)
+    dy = rng.standard_normal(conv2d_forward(x, weight, None, **options).shape).astype(np.float32)
+    for array in (weight, dy, x):
+        place = tuple(rng.integers(array.shape))
+        finite, array[place] = array[place], special
+        for name, arguments in (
+            ("conv2d_forward", (x, weight, None)),
+            ("conv2d_backward", (dy, x, weight)),
+        ):
+            with np.errstate(invalid="ignore"):
+                expected = reference(name)(*arguments, **options)
+                with use_backend("numba", strict=True):
+                    actual = registered_kernels()[name].call(*arguments, **options)
+            for a, e in zip(
+                *((r if isinstance(r, tuple) else (r,)) for r in (actual, expected)), strict=True
+            ):
+                np.testing.assert_array_equal(np.isfinite(a), np.isfinite(e), err_msg=name)
+        array[place] = finite
+
+
 @compiled
 def call_tile(rows, a, b, jumps, steps, c, add):
     size = 4

@@ -13,8 +13,18 @@ from refkd.dispatch import get_backend, use_backend
 from refkd.distill import Batch, LogitDistillation, Supervised
 from refkd.errors import BackendUnavailable, ConfigError, NonFiniteError
 from refkd.losses import KDSpec
-from refkd.nn import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential
-from refkd.nn.layer import add_prefix
+from refkd.nn import (
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    WithHeads,
+)
+from refkd.nn.layer import Layer, add_prefix
 from refkd.train.optim import SGD, Adam
 from refkd.train.step import EagerStep
 from tests.backends.rewritten import NETWORKS, distance, exact, network
@@ -247,3 +257,63 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
         )  # fmt: skip
     for key, value in own.items():
         np.testing.assert_array_equal(value, before[key])
+
+
+class OwnNetwork(Sequential):
+    """A Sequential whose constructor takes what varies."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__((("conv", Conv2d(3, width, 3)), ("relu", ReLU())))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnBlock(Layer):
+    """A layer of a user, of a part that its constructor makes."""
+
+    width: int
+    body: Layer = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "body", OwnNetwork(self.width))
+
+    def shapes(self) -> Any:
+        return self.body.shapes()
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.body.forward(*arguments, **options)
+
+    def backward(self, *arguments: Any, **options: Any) -> Any:
+        return self.body.backward(*arguments, **options)
+
+
+@pytest.mark.parametrize("own", [OwnNetwork(8), OwnBlock(8)], ids=["Sequential", "dataclass"])
+def test_layers_of_a_user_stay_as_they_are(own: Layer) -> None:
+    network = Sequential((("own", own), ("conv", Conv2d(8, 4, 3)), ("relu", ReLU())))
+    fused = fuse(network)
+    assert fused.layers[0][1] is own
+    assert [type(unit.layer) for unit in fused.units[1:]] == [ConvReLU]
+    assert fuse(own) is own
+
+
+@pytest.mark.parametrize("path", ["conv", "bn", "relu", "pool"])
+def test_a_head_may_read_any_feature(path: str) -> None:
+    def head(*before: tuple[str, Layer]) -> Sequential:
+        ends = (("mean", AdaptiveAvgPool2d(1)), ("flat", Flatten()), ("fc", Linear(8, 4)))
+        return Sequential((*before, *ends))
+
+    trunk = head(("conv", Conv2d(3, 8, 3)), ("bn", BatchNorm2d(8)), ("relu", ReLU()),
+                 ("pool", MaxPool2d(2)))  # fmt: skip
+    given = Supervised(WithHeads(trunk, (("aux", path, head()),)), head_weights=(1.0, 0.3))
+    step, rng = compile_step(given, SGD(0.1)), np.random.default_rng(0)
+    params, state = (add_prefix("student", arrays) for arrays in given.network.init(rng))
+    images = rng.standard_normal((5, 3, 8, 8)).astype(np.float32)
+    batch = Batch(images, np.arange(5) % 4, None, 5)
+    with use_backend("numpy"):
+        expected = given.value_and_grad(params, state, batch, rng)
+    actual = step.fused.objective.value_and_grad(params, state, batch, rng)
+    assert actual.terms.keys() == expected.terms.keys()
+    for name, term in expected.terms.items():
+        assert distance(actual.terms[name], term) < 1e-5
+    for name, grad in expected.grads.items():
+        scale = 1.0 if name.endswith("conv.bias") else np.linalg.norm(grad)
+        assert np.linalg.norm(actual.grads[name] - grad) < 1e-4 * scale, name

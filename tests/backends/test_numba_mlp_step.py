@@ -477,6 +477,30 @@ def test_after_a_doubtful_step_the_next_one_updates_again() -> None:
         np.testing.assert_allclose(actual.params[name], array, rtol=1e-4, atol=1e-6)
 
 
+def test_after_an_interrupted_doubtful_step_the_next_one_updates_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective, optimizer = Supervised(network(3, 4)), SGD(0.1, momentum=0.9)
+    begun = start(objective, optimizer, [5])
+    begun.batches[0].images[...] = 1e25
+    expected, actual, step = begun.copy(), begun.copy(), compiled(objective, optimizer)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "gradient_program", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            take(step, actual)
+    for state in (expected, actual):
+        state.batches[0].images[...] = 1
+    actual.params, actual.moments = begun.copy().params, begun.copy().moments
+    take(step, actual)
+    take(EagerStep(objective, optimizer), expected)
+    for name, array in expected.params.items():
+        np.testing.assert_allclose(actual.params[name], array, rtol=1e-4, atol=1e-6)
+
+
 def test_arrays_in_the_place_of_others_are_the_ones_that_are_written() -> None:
     objective, optimizer = Supervised(network(5, 6, 3)), Adam(0.1)
     begun = start(objective, optimizer, [8])

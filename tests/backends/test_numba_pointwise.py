@@ -669,3 +669,22 @@ def test_arrays_at_any_address(kernel: str) -> None:
 def test_other_dtypes_are_left_to_the_reference(kernel: str, dtype: str) -> None:
     override = get_backend("numba").kernels[kernel]
     assert override(np.ones((2, 3), dtype)) is NotImplemented
+
+
+@pytest.mark.parametrize("kind", [float, int, np.float16, np.float64, np.longdouble, np.int8])
+def test_a_temperature_is_any_real_number(kind: Any) -> None:
+    x, labels = draw((3, 4), "normal", "C", seed=0), np.array([0, 1, 3])
+    options = {"hard_weight": 0.5, "soft_weight": 0.5}
+    for name, arguments, more in (
+        ("softmax_forward", (x,), {}),
+        ("softmax_kl_forward", (x, x[::-1].copy()), {}),
+        ("softmax_kd_forward", (x, x[::-1].copy(), labels), options),
+    ):
+        call = KERNELS[name].call
+        with use_backend("numba", strict=True):
+            actual = call(*arguments, temperature=kind(2), **more)
+        expected = call(*arguments, temperature=2.0, **more)
+        for a, e in zip(
+            *((r if isinstance(r, tuple) else (r,)) for r in (actual, expected)), strict=True
+        ):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)

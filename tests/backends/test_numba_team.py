@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -141,6 +142,36 @@ def test_what_a_thread_raises_is_raised_when_all_are_done(failing: int) -> None:
     with pytest.raises(ValueError, match=str(failing)):
         team.share(fail, threads=4)
     assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_where_no_thread_can_be_had_the_caller_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team, "_team", team._Team())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    total = np.zeros(3)
+    team.share(add_slowly, total, 0.0, threads=3)
+    assert total.tolist() == [1, 1, 1]
+    assert not team._team.busy._is_owned()
+
+
+def test_a_kernel_that_is_called_while_python_ends_does_not_hang() -> None:
+    program = """
+from refkd_numba import team
+def part(total, thread, threads):
+    total[thread] += 1
+class Owner:
+    def __del__(self, share=team.share, part=part):
+        total = [0, 0, 0]
+        share(part, total, threads=3)
+        print(total, flush=True)
+first = [0, 0, 0]
+team.share(part, first, threads=3)
+import sys
+sys.modules["__main__"].owner = Owner()
+"""
+    assert run(program).stdout == "[1, 1, 1]\n"
 
 
 def test_there_are_never_more_threads_than_are_needed_at_once() -> None:

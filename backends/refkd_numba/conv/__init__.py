@@ -231,7 +231,8 @@ def prepare(weight: Array, g: ConvSizes, allocate: Callable[..., Any] = empty) -
     free just then: ``allocate`` makes an array of a shape in float32.
     """
     served_by = algorithm(g)
-    if served_by == "depthwise":
+    # Depthwise leaves out taps in the padding, where infinity times 0 is NaN.
+    if served_by == "depthwise" and np.isfinite(weight).all():
         return Packed(served_by, np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1)))
     if served_by == "winograd":
         return _winograd_panels(weight, flipped=False, allocate=allocate)
@@ -273,30 +274,26 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
     dx = empty((g.batch, *g.input_size, g.inputs))
     steps = _steps(g)
     if _is_depthwise(g):
-        share(
-            depthwise.backward_input, dy, prepare(weight, g).panels, dx, *steps, worth=_is_worth(g)
-        )
-    elif g.stride != (1, 1):
-        grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
-        block = strided.block_rows(*g.output_size, g.taps)
-        threads = _threads(g)
-        columns = empty((threads, block * g.output_size[1], *grouped.shape[2:]))
-        share(
-            strided.backward_input, dy, np.ascontiguousarray(grouped), dx, *steps, block, columns,
-            threads=threads,
-        )  # fmt: skip
+        by_channel = np.ascontiguousarray(np.moveaxis(weight[:, 0], 0, -1))
+        share(depthwise.backward_input, dy, by_channel, dx, *steps, worth=_is_worth(g))
+        return as_images(dx)
+    # The adjoint of a convolution of step 1 is one, with the flipped weight. It pads dy, where
+    # infinity times 0 is NaN.
+    padding = tuple(
+        d * (k - 1) - z for d, k, z in zip(g.dilation, g.kernel_size, g.padding, strict=True)
+    )
+    packed = None
+    if _is_winograd(g):
+        packed = _winograd_panels(weight, flipped=True)
+    elif g.stride == (1, 1):
+        packed = _panels(weight, g.groups, flipped=True)
+    if packed is not None and packed.algorithm == "winograd":
+        _winograd(dy, packed, _NO_BIAS, dx, padding, False)
+    elif packed is not None and packed.finite:
+        adjoint = steps._replace(pad_h=padding[0], pad_w=padding[1])
+        _direct(dy, packed, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
     else:
-        # The adjoint of a convolution of step 1 is one, with the flipped weight.
-        padding = tuple(
-            d * (k - 1) - z for d, k, z in zip(g.dilation, g.kernel_size, g.padding, strict=True)
-        )
-        if _is_winograd(g):
-            packed = _winograd_panels(weight, flipped=True)
-            _winograd(dy, packed, _NO_BIAS, dx, padding, False)
-        else:
-            packed = _panels(weight, g.groups, flipped=True)
-            adjoint = steps._replace(pad_h=padding[0], pad_w=padding[1])
-            _direct(dy, packed, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
+        _scattered(dy, weight, dx, g)
     return as_images(dx)
 
 
@@ -305,7 +302,8 @@ def backward_weight(dy: NDArray[Any], x: Array, g: ConvSizes) -> NDArray[Any]:
     source = channels_last(x)
     shape = (g.outputs, g.inputs // g.groups, *g.kernel_size)
     threads = _threads(g)
-    if _is_depthwise(g):
+    # As in the forward: what is not finite in dy meets the zeros of the padding elsewhere.
+    if _is_depthwise(g) and np.isfinite(dy.sum()):
         sums = empty((threads, *g.kernel_size, g.inputs))
         share(depthwise.backward_weight, source, dy, sums, *_steps(g), threads=threads)
         return np.ascontiguousarray(np.moveaxis(sums.sum(axis=0), -1, 0)).reshape(shape)
@@ -354,6 +352,17 @@ def _direct(
     share(
         direct.forward, x, panels, bias, y, groups, *steps, block, relu, packed.finite,
         scratch, tails, threads=threads,
+    )  # fmt: skip
+
+
+def _scattered(dy: NDArray[Any], weight: Array, dx: NDArray[Any], g: ConvSizes) -> None:
+    grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
+    block = strided.block_rows(*g.output_size, g.taps)
+    threads = _threads(g)
+    columns = empty((threads, block * g.output_size[1], *grouped.shape[2:]))
+    share(
+        strided.backward_input, dy, np.ascontiguousarray(grouped), dx, *_steps(g), block, columns,
+        threads=threads,
     )  # fmt: skip
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refkd.dispatch import Array
-from refkd.nn import BatchNorm2d, Concat, Conv2d, MaxPool2d, Parallel, ReLU, Sequential
+from refkd.nn import BatchNorm2d, Concat, Conv2d, MaxPool2d, Parallel, ReLU, Sequential, WithHeads
 from refkd.nn.composite import backward_through
 from refkd.nn.layer import Arrays, Layer, add_prefix, check_no_taps, split_by_prefix
 from refkd_numba import pool
@@ -19,7 +19,7 @@ from refkd_numba.fused.branches import FusedConcat, FusedParallel
 from refkd_numba.fused.max_pool import FusedMaxPool2d
 from refkd_numba.fused.units import ConvNorm, ConvReLU, Kept, Norm
 
-__all__ = ["FusedSequential", "fuse", "parts"]
+__all__ = ["FusedSequential", "all_in", "fuse", "parts"]
 
 
 class FusedCache(NamedTuple):
@@ -130,8 +130,8 @@ def fuse(layer: Any, *, frozen: bool = False) -> Any:
     """
     if isinstance(layer, tuple):
         return tuple(fuse(item, frozen=frozen) for item in layer)
-    if not _is_layer(layer):
-        return layer
+    if not _is_layer(layer) or type(layer).__module__.partition(".")[0] != "refkd":
+        return layer  # how to make one anew is known of refkd's own layers only
     values = {
         f.name: fuse(getattr(layer, f.name), frozen=frozen) for f in dataclasses.fields(layer)
     }
@@ -140,9 +140,20 @@ def fuse(layer: Any, *, frozen: bool = False) -> Any:
     for kind, fused in ((Parallel, FusedParallel), (Concat, FusedConcat)):
         if type(layer) is kind:
             return fused(**values)
+    if type(layer) is WithHeads and _hides(values["trunk"], layer.heads):
+        values["trunk"] = layer.trunk
     if type(layer) is MaxPool2d and math.prod(layer.kernel_size) <= pool.MOST_TAPS:
         return FusedMaxPool2d(**values)
     return dataclasses.replace(layer, **values)
+
+
+def all_in(networks: Iterable[Layer]) -> Iterator[Any]:
+    """Yield the networks and all that they are made of."""
+    waiting: list[Any] = list(networks)
+    while waiting:
+        layer = waiting.pop()
+        yield layer
+        waiting += parts(layer)
 
 
 def parts(layer: Any) -> list[Any]:
@@ -152,6 +163,13 @@ def parts(layer: Any) -> list[Any]:
     if _is_layer(layer):
         return [getattr(layer, f.name) for f in dataclasses.fields(layer)]
     return []
+
+
+def _hides(trunk: Layer, heads: Iterable[tuple[str, str, Layer]]) -> bool:
+    """Return whether a head may read what is inside a unit of a fused trunk."""
+    sequentials = (layer for layer in all_in([trunk]) if isinstance(layer, FusedSequential))
+    hidden = {name for each in sequentials for unit in each.units for name in unit.names[:-1]}
+    return any(not hidden.isdisjoint(path.split(".")) for _, path, _ in heads)
 
 
 def _is_layer(value: Any) -> bool:

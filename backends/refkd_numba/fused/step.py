@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from refkd.distill import Batch, LogitDistillation, Objective, Optimizer, Superv
 from refkd.nn import BatchNorm2d, Conv2d
 from refkd.nn.layer import Arrays, Layer
 from refkd.train.step import EagerStep
-from refkd_numba.fused.network import fuse, parts
+from refkd_numba.fused.network import all_in, fuse
 from refkd_numba.fused.parts import InParts
 
 __all__ = ["FusedStep", "compile_step"]
@@ -54,7 +53,7 @@ class FusedStep:
 
 def compile_step(objective: Objective, optimizer: Optimizer) -> FusedStep | None:
     """Return a step for an objective on networks of convolutions, None for others."""
-    if not any(isinstance(layer, Conv2d) for layer in _all(objective.networks.values())):
+    if not any(isinstance(layer, Conv2d) for layer in all_in(objective.networks.values())):
         return None
     if type(objective) is Supervised:
         fused: Objective = dataclasses.replace(objective, network=fuse(objective.network))
@@ -80,14 +79,5 @@ def _mixes_images(network: Layer) -> bool:
     """Return whether what it says of an image in evaluation depends on those beside it."""
     return any(
         isinstance(layer, BatchNorm2d) and not layer.track_running_stats
-        for layer in _all([network])
+        for layer in all_in([network])
     )
-
-
-def _all(networks: Iterable[Layer]) -> Iterator[Any]:
-    """Yield the networks and all that they are made of."""
-    waiting: list[Any] = list(networks)
-    while waiting:
-        layer = waiting.pop()
-        yield layer
-        waiting += parts(layer)

@@ -181,6 +181,8 @@ class MLPStep:
             return room
         if not self._are_ready(params, optimizer_state):
             return None
+        self._params.forget()
+        self._kept.forget()
         room.bind(params)
         room.bind_kept(optimizer_state, _KEPT[type(self._optimizer)])
         if "step" in optimizer_state:
@@ -230,12 +232,14 @@ class MLPStep:
     def _gradients(self, room: Room, data: _Data) -> dict[str, Array]:
         """Return the gradients of the step just run, which has updated nothing."""
         grads: dict[str, Array] = {k: empty(v) for k, v in shapes_of(self._learning).items()}
-        room.bind_kept(grads, ("",))
         self._kept.forget()
+        room.bind_kept(grads, ("",))
         optimizer = self._facts[kernels.OPTIMIZER]
-        self._facts[kernels.OPTIMIZER] = kernels.KEEP
-        self._run(room, gradient_program(self._learning, len(self._frozen)), data)
-        self._facts[kernels.OPTIMIZER] = optimizer
+        try:
+            self._facts[kernels.OPTIMIZER] = kernels.KEEP
+            self._run(room, gradient_program(self._learning, len(self._frozen)), data)
+        finally:
+            self._facts[kernels.OPTIMIZER] = optimizer
         return grads
 
 

@@ -37,6 +37,7 @@ __all__ = [
 MOST_TAPS = 255  # of a window, in the compact pair
 
 _WORTH = 1 << 15
+_LARGEST = 2**31 - 1  # number by which a window moves: sums of them have 64 bits
 _NO_TAP = np.uint8(MOST_TAPS)
 _NO_INDICES, _NO_TAPS = np.empty((0, 0), np.int64), np.empty((0, 0), np.uint8)
 
@@ -162,6 +163,8 @@ def windows_of(
         kernel = as_pair("", "", kernel_size, 1)
         step = kernel if stride is None else as_pair("", "", stride, 1)
         pad, spread = as_pair("", "", padding, 0), as_pair("", "", dilation, 1)
+        if max(*kernel, *step, *pad, *spread) > _LARGEST:
+            return None
         return _pooling_windows(plane, kernel, step, pad, spread, ceil_mode)
     except RefkdError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -284,3 +285,16 @@ def test_the_gradients_of_a_sum_over_many_pixels_are_sums_of_short_ones() -> Non
     exact = np.float64(np.float32(0.1)) * x.size
     assert abs(dweight[0, 0, 0, 0] - exact) <= 1e-5 * exact
     assert dbias[0] == x.size
+
+
+@pytest.mark.parametrize("option", ["stride", "dilation"])
+@pytest.mark.parametrize("kernel", ["conv2d_forward", "avg_pool2d_forward", "max_pool2d_forward"])
+def test_numbers_that_64_bits_do_not_hold_are_left_to_the_reference(
+    kernel: str, option: str
+) -> None:
+    x, weight = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 1, 1), np.float32)
+    arguments = (x, weight, None) if kernel.startswith("conv") else (x,)
+    options = {} if kernel.startswith("conv") else {"kernel_size": 1}
+    override = get_backend("numba").kernels[kernel]
+    if option in inspect.signature(override).parameters:
+        assert override(*arguments, **options, **{option: 2**70}) is NotImplemented

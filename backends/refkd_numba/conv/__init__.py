@@ -53,6 +53,7 @@ _WORTH, _WORTH_OF_SUMS, _WORTH_OF_WEIGHT = 1 << 20, 1 << 16, 1 << 14
 _WINOGRAD_TILES = 32
 _WINOGRAD_CHANNELS = 16  # at least a vector
 _WINOGRAD_SUMS = 1 << 22  # values of the sums for a weight's gradient, in each thread
+_LARGEST = 2**31 - 1  # number by which a window moves: sums of them have 64 bits
 _NO_BIAS = np.empty(0, np.float32)
 
 
@@ -182,9 +183,10 @@ def sizes(
     if any(type(a) is not np.ndarray or a.dtype != np.float32 or a.size == 0 for a in arrays):
         return None
     try:
-        return conv_sizes("", x_shape, weight_shape, stride, padding, dilation, groups)
+        g = conv_sizes("", x_shape, weight_shape, stride, padding, dilation, groups)
     except RefkdError:
         return None
+    return g if max(*g.stride, *g.padding, *g.dilation) <= _LARGEST else None
 
 
 def _as_pair(size: Size) -> Pair | None:

@@ -19,7 +19,7 @@ from refkd.recipes.mistakes import confident_mistakes, confusion_matrix
 from refkd.recipes.run import RecipeRun, Trained
 from refkd.recipes.statistics import confidence_interval, mean
 from refkd.recipes.transfer import best_bias_shift, transfer_errors
-from refkd.report.examples import Examples, examples_path, save_examples
+from refkd.report.examples import Examples, save_examples
 from refkd.report.pixels import as_pixels, is_image
 from refkd.train.evaluate import accuracy, calibration, evaluate_logits
 from refkd.train.run import TrainedNetwork
@@ -107,7 +107,7 @@ def summarise(
     result["confusion"] = _confusion(first, teacher_logits, run.dataset)
     if is_image(run.dataset.image_shape):
         examples = _examples(run, first["student_distilled"], teacher_logits)
-        save_examples(examples_path(run.folder), examples)
+        save_examples(run.folder.examples, examples)
     transfer = _transfer(run, students)
     if transfer:
         result["transfer"] = transfer

@@ -291,9 +291,7 @@ class RecipeRun:
 
     def _truncate_log(self) -> None:
         # The log may be ahead of the last checkpoint; what follows it will be run again.
-        belongs = [
-            read_network(p)[1] for p in (self.folder.path / "networks").glob("*.safetensors")
-        ]
+        belongs = [read_network(path)[1] for path in self.folder.networks()]
         if self.folder.in_progress.exists():
             metadata = load_checkpoint(self.folder.in_progress)[1]
             size = metadata.get("metrics_bytes", "")

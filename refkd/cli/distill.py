@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     rehearse(recipe_run)
     with use_backend(options.backend):
         if arguments.dry_run:
-            print(estimate.describe(recipe, protocol, dataset, seeds))
+            print(estimate.describe(recipe_run))
             return 0
         if arguments.resume is None:
             options = replace(options, data_sha256=dataset.sha256())

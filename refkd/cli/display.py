@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from refkd.errors import MissingExtra, import_extra
@@ -31,21 +32,23 @@ class QuietDisplay:
         """Leave the terminal to others."""
 
 
-class _Numbered(QuietDisplay):
+@dataclass
+class _Counter:
     """Knows that a training is the third of 21.
 
-    Parameters
+    Attributes
     ----------
     trainings : int
         How many the run has.
-    finished : int
-        How many of them an earlier session has finished.
+    begun : int
+        How many of them have begun, those that an earlier session has finished included.
+    training : str
+        The one under way.
     """
 
-    def __init__(self, trainings: int, finished: int = 0) -> None:
-        self.trainings = trainings
-        self.begun = finished
-        self.training = ""
+    trainings: int
+    begun: int
+    training: str = ""
 
     def begins(self, training: str) -> bool:
         """Return whether ``training`` is heard of for the first time, and count it."""
@@ -61,48 +64,52 @@ class _Numbered(QuietDisplay):
         return f"[{self.begun}/{self.trainings}] {self.training.removeprefix('student_')}"
 
 
-class LineDisplay(_Numbered):
+class LineDisplay:
     """Prints a line when an epoch ends, or within a long one, every few seconds at most."""
 
     def __init__(self, trainings: int, finished: int = 0, *, every: float = 5.0) -> None:
-        super().__init__(trainings, finished)
+        self.counter = _Counter(trainings, finished)
         self.every = every
         self.printed_at = time.monotonic()
 
     def step(self, training: str, progress: Progress, steps_per_epoch: int, epochs: int) -> None:
         """Print how far the epoch is, if the last line is old enough."""
-        self.begins(training)
+        self.counter.begins(training)
         if progress.step < steps_per_epoch:
             self._print(progress.epoch + 1, epochs, f"step {progress.step}/{steps_per_epoch}")
 
     def epoch(self, training: str, record: Mapping[str, float], epochs: int) -> None:
         """Print the epoch's figures, if the last line is old enough."""
-        self.begins(training)
+        self.counter.begins(training)
         figures = f"loss {record['loss']:.4f}, test accuracy {record['test_accuracy']:.2%}"
         self._print(record["epoch"], epochs, figures)
+
+    def close(self) -> None:
+        """Leave the lines as they are."""
 
     def _print(self, epoch: float, epochs: int, what: str) -> None:
         if time.monotonic() - self.printed_at >= self.every:
             self.printed_at = time.monotonic()
-            print(f"{self.title}: epoch {epoch:g}/{epochs}, {what}", file=sys.stderr, flush=True)
+            line = f"{self.counter.title}: epoch {epoch:g}/{epochs}, {what}"
+            print(line, file=sys.stderr, flush=True)
 
 
-class BarDisplay(_Numbered):
+class BarDisplay:
     """One tqdm bar per training, with rate and time left."""
 
     def __init__(self, tqdm: Any, trainings: int, finished: int = 0) -> None:
-        super().__init__(trainings, finished)
+        self.counter = _Counter(trainings, finished)
         self.tqdm = tqdm
         self.bar: Any = None
 
     def step(self, training: str, progress: Progress, steps_per_epoch: int, epochs: int) -> None:
         """Advance the bar."""
-        if self.begins(training):
+        if self.counter.begins(training):
             self.close()
             self.bar = self.tqdm(
                 total=steps_per_epoch * epochs,
                 initial=progress.epoch * steps_per_epoch + progress.step - 1,
-                desc=self.title,
+                desc=self.counter.title,
                 unit=" steps",
                 leave=False,
                 ncols=_columns(),
@@ -122,7 +129,9 @@ class BarDisplay(_Numbered):
             self.bar.close()
 
 
-def choose_display(*, quiet: bool, trainings: int, finished: int) -> QuietDisplay:
+def choose_display(
+    *, quiet: bool, trainings: int, finished: int
+) -> QuietDisplay | LineDisplay | BarDisplay:
     """Return the display that fits stderr, for a run with that many trainings."""
     if quiet:
         return QuietDisplay()

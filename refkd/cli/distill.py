@@ -19,7 +19,7 @@ from typing import Any
 
 from refkd.cli.display import choose_display
 from refkd.cli.options import chosen_options, read_config, recipe_name, refuse_changes
-from refkd.cli.report import read_result, result_path, show_result, write_page
+from refkd.cli.report import read_result, show_result, write_page
 from refkd.dispatch import use_backend
 from refkd.errors import DataError, MissingExtra
 from refkd.recipes import estimate
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_changes(arguments)
         folder = RunFolder.open(Path(arguments.resume))
         recipe, options = read_config(folder)
-        if result_path(folder).exists() and not arguments.dry_run:
+        if folder.result.exists() and not arguments.dry_run:
             return _report(folder, read_result(folder), as_json=arguments.json)
     else:
         recipe, text = load_recipe(recipe_name(arguments))
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     display = choose_display(
         quiet=arguments.quiet,
         trainings=len(seeds) * len(protocol.students) + (dataset.train.teacher_logits is None),
-        finished=len(list((folder.path / "networks").glob("*.safetensors"))),
+        finished=len(folder.networks()),
     )
     interrupts = _Interrupts()
     recipe_run = RecipeRun(
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     rehearse(recipe_run)
     with use_backend(options.backend):
         if arguments.dry_run:
-            print(estimate.describe(recipe, protocol, dataset, seeds))
+            print(estimate.describe(recipe_run))
             return 0
         if arguments.resume is None:
             options = replace(options, data_sha256=dataset.sha256())
@@ -153,12 +153,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(recipe_run: RecipeRun, protocol: str) -> dict[str, Any]:
     started = time.monotonic()
     class_to_idx = {name: i for i, name in enumerate(recipe_run.dataset.class_names)}
-    path = recipe_run.folder.path / "class_to_idx.json"
-    atomic_write_text(path, f"{json.dumps(class_to_idx, indent=1)}\n")
+    text = json.dumps(class_to_idx, indent=1)
+    atomic_write_text(recipe_run.folder.class_to_idx, f"{text}\n")
     trained = recipe_run.train_all()
     result = summarise(recipe_run, trained, protocol, time.monotonic() - started)
     text = json.dumps(result, indent=1, allow_nan=False)
-    atomic_write_text(result_path(recipe_run.folder), f"{text}\n")
+    atomic_write_text(recipe_run.folder.result, f"{text}\n")
     return result
 
 

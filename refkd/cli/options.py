@@ -60,7 +60,10 @@ class Options:
             )
 
     def to_toml(self) -> str:
-        """Return the table; JSON writes text, numbers and truth as TOML does, DEL aside."""
+        """Return the table.
+
+        JSON's strings, numbers and booleans are valid TOML, except for DEL.
+        """
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in vars(self).items()]
         return "\n".join(["[run]", *lines, ""]).replace("\x7f", "\\u007f")
 
@@ -119,15 +122,16 @@ def read_config(folder: RunFolder) -> tuple[Recipe, Options]:
     CheckpointError
         If its config.toml is damaged.
     """
-    path = folder.path / "config.toml"
     try:
-        table = parse_toml(path.read_text(encoding="utf-8"), "config.toml")
+        table = parse_toml(folder.config.read_text(encoding="utf-8"), "config.toml")
         options = from_table(Options, table.pop("run", None), "run")
         name = options.recipe
         recipe = recipe_from_table(table, Path(name).stem if name.endswith(".toml") else name)
         recipe.protocol(options.protocol)
     except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); start the run anew") from error
+        raise CheckpointError(
+            f"{folder.config} is damaged ({error}); start the run anew"
+        ) from error
     return recipe, options
 
 

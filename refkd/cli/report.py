@@ -14,7 +14,7 @@ from refkd.report import html_report, read_attachments, text_report
 from refkd.train.atomic import atomic_write_text
 from refkd.train.run import RunFolder
 
-__all__ = ["read_result", "register", "result_path", "run", "show_result", "write_page"]
+__all__ = ["read_result", "register", "run", "show_result", "write_page"]
 
 
 def register(subparsers: Any) -> None:
@@ -46,11 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def result_path(folder: RunFolder) -> Path:
-    """Return where a finished run keeps its result."""
-    return folder.path / "result.json"
-
-
 def read_result(folder: RunFolder) -> dict[str, Any]:
     """Return the result of a finished run.
 
@@ -59,13 +54,12 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
     CheckpointError
         If there is none, or it is damaged.
     """
-    path = result_path(folder)
     with _damage_named(folder):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(folder.result.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(
-                f"{path}: {error.strerror}; an unfinished run has no result, "
+                f"{folder.result}: {error.strerror}; an unfinished run has no result, "
                 f"continue it with: refkd distill --resume {folder.path}"
             ) from error
         if not isinstance(result, Mapping):
@@ -91,7 +85,7 @@ def write_page(folder: RunFolder, result: dict[str, Any]) -> tuple[str, ...]:
     with _damage_named(folder):
         attachments = read_attachments(folder, result)
         page = html_report(result, attachments)
-    atomic_write_text(folder.path / "report.html", page)
+    atomic_write_text(folder.report, page)
     return attachments.complaints
 
 
@@ -102,9 +96,8 @@ def show_result(folder: RunFolder, result: dict[str, Any], *, as_json: bool) -> 
     if as_json:
         print(text)
         return
-    page = folder.path / "report.html"
     print(text)
-    print(f"report: {page}" if page.exists() else f"run folder: {folder.path}")
+    print(f"report: {folder.report}" if folder.report.exists() else f"run folder: {folder.path}")
 
 
 @contextmanager
@@ -122,6 +115,6 @@ def _damage_named(folder: RunFolder) -> Iterator[None]:
         ValueError,
     ) as error:
         raise CheckpointError(
-            f"{result_path(folder)} is damaged ({type(error).__name__}: {error}); delete it and "
+            f"{folder.result} is damaged ({type(error).__name__}: {error}); delete it and "
             f"make it anew with: refkd distill --resume {folder.path}"
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from refkd.data.image_files import ImageFiles
-from refkd.errors import DataError
+from refkd.errors import ConfigError, DataError
 from refkd.ops.pixels import pixels_to_float
 
 __all__ = ["Dataset", "Normalization", "Split", "to_batch"]
@@ -38,7 +38,7 @@ class Normalization:
 
     Raises
     ------
-    DataError
+    ConfigError
         On construction, if a value is not finite, or ``scale`` or ``std`` not positive.
     """
 
@@ -49,11 +49,11 @@ class Normalization:
     def __post_init__(self) -> None:
         positive = (self.scale, *self.std)
         if not all(map(math.isfinite, (*positive, *self.mean))) or not min(positive) > 0:
-            raise DataError(
+            raise ConfigError(
                 f"Normalization: scale and std must be finite and > 0 and mean finite, got {self}"
             )
         if not len(self.mean) == len(self.std) >= 1:
-            raise DataError(
+            raise ConfigError(
                 f"Normalization: expected as many means as standard deviations, got {self}"
             )
 

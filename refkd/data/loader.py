@@ -6,7 +6,7 @@ whatever the number of threads. Which rows make up a batch is the caller's to sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ from refkd.data.image_files import ImageFiles
 from refkd.errors import ConfigError, DataError
 from refkd.threads import in_order, usable_cores
 
-__all__ = ["batches"]
+__all__ = ["batches", "row_blocks"]
+
+# Batches that are prepared, or being prepared, beyond the one last yielded: with it and one
+# native image per thread they are what memory holds.
+_AHEAD = 4
+_WORKERS: int | None = None  # threads; by default one per core, _AHEAD + 1 at most
 
 
 def batches(
     images: NDArray[Any] | ImageFiles,
     order: Iterable[NDArray[np.integer]],
-    augment: Sequence[Transform],
-    generator_of: Callable[[int], np.random.Generator],
-    ahead: int = 4,
-    workers: int | None = None,
+    augment: Sequence[Transform] = (),
+    generator_of: Callable[[int], np.random.Generator] | None = None,
 ) -> Generator[NDArray[Any], None, None]:
     """Yield ``images[rows]``, augmented, for each array of rows in ``order``.
 
@@ -40,13 +43,9 @@ def batches(
     augment : sequence of transforms
         Applied one after another, image by image. Without any, files are resized to
         `ImageFiles.size` and an array is indexed, in the caller's thread.
-    generator_of : callable
-        Returns a fresh generator for a row; it is called in background threads.
-    ahead : int, >= 0
-        Batches that are prepared, or being prepared, beyond the one last yielded: the
-        bound on memory is ``ahead + 1`` batches and one native image per thread.
-    workers : int, >= 1, optional
-        Threads; by default as many as there are cores to use, ``ahead + 1`` at most.
+    generator_of : callable, optional
+        Returns a fresh generator for a row, needed where ``augment`` is given; it is called
+        in background threads.
 
     Yields
     ------
@@ -58,27 +57,33 @@ def batches(
     Raises
     ------
     ConfigError
-        If ``ahead`` or ``workers`` is out of range, or images of that kind cannot be
-        augmented. While iterating: if the augmented images of a batch differ in size.
+        If images of that kind cannot be augmented, or ``augment`` has no ``generator_of``.
+        While iterating: if the augmented images of a batch differ in size.
     DataError
         While iterating: if a file cannot be decoded, or a transform cannot take its image.
     MissingExtra
         While iterating: if Pillow is needed and not installed.
     """
-    _check_count("ahead", ahead, 0)
-    if workers is not None:
-        _check_count("workers", workers, 1)
     if isinstance(images, np.ndarray):
         if not augment:
             return (images[rows] for rows in order)
         _check_can_be_augmented(images)
+    if augment and generator_of is None:
+        raise ConfigError("batches: augment needs generator_of, a generator for every row")
 
     def prepare(rows: NDArray[np.integer]) -> NDArray[np.uint8]:
-        if augment:
+        if augment and generator_of is not None:
             return _augmented(images, rows, augment, generator_of)
         return images[rows]
 
-    return in_order(prepare, order, ahead=ahead, workers=workers or min(usable_cores(), ahead + 1))
+    workers = _WORKERS or min(usable_cores(), _AHEAD + 1)
+    return in_order(prepare, order, ahead=_AHEAD, workers=workers)
+
+
+def row_blocks(count: int, step: int) -> Iterator[NDArray[np.intp]]:
+    """Yield the rows 0 to ``count`` − 1 in order, ``step`` at a time; of none an empty block."""
+    starts = range(0, max(1, count), step)
+    return (np.arange(start, min(start + step, count)) for start in starts)
 
 
 def _augmented(
@@ -112,8 +117,3 @@ def _check_can_be_augmented(images: NDArray[Any]) -> None:
             f"batches: only uint8 images of shape (N, C, H, W) can be augmented, "
             f"got {images.dtype} {images.shape}"
         )
-
-
-def _check_count(name: str, count: object, least: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
-        raise ConfigError(f"batches: {name} must be an integer >= {least}, got {count!r}")

@@ -15,7 +15,7 @@ from typing import Any
 from refkd.data import augment
 from refkd.data.augment import Transform
 from refkd.data.dataset import Normalization
-from refkd.errors import ConfigError, DataError, check_choice, check_unit_interval
+from refkd.errors import ConfigError, check_choice, check_unit_interval
 from refkd.losses import presets
 from refkd.losses.spec import KDSpec
 from refkd.recipes.tables import from_table
@@ -83,10 +83,7 @@ class Images:
     def __post_init__(self) -> None:
         if self.size is not None:
             _check_at_least(1, "size", self.size)
-        try:
-            Normalization(1.0, self.mean, self.std)
-        except DataError as error:
-            raise ConfigError(str(error)) from error
+        Normalization(1.0, self.mean, self.std)
         self.transforms()
 
     def transforms(self) -> tuple[Transform, ...]:

@@ -7,20 +7,22 @@ import dataclasses
 import math
 import time
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from refkd.data.dataset import Dataset, Split, to_batch
+from refkd.data.dataset import Dataset, Split
 from refkd.dispatch import current_backend
-from refkd.distill.objective import Batch, Objective, Supervised
+from refkd.distill.logit import LogitDistillation
 from refkd.distill.stage import Stage
 from refkd.models import parameter_count
-from refkd.nn.layer import Arrays, Layer, add_prefix
-from refkd.recipes.build import build_stage, distillation, network_spec
-from refkd.recipes.config import Protocol, Recipe, Student, Training
+from refkd.nn.layer import Layer
+from refkd.recipes.build import build_stage
+from refkd.recipes.rehearsal import begin_drawn, take_step
+from refkd.recipes.run import RecipeRun
+from refkd.report.words import human_seconds
 from refkd.train.evaluate import evaluate_logits
-from refkd.train.loop import begin, train
+from refkd.train.loop import train
 from refkd.train.progress import Progress
 
 __all__ = ["describe"]
@@ -32,24 +34,17 @@ _COPIES = 4  # parameters, the best ones so far, and Adam's two moments
 _BASE_MEGABYTES = 90  # the interpreter, NumPy and its BLAS, matplotlib at the end
 
 
-def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequence[int]) -> str:
+def describe(run: RecipeRun) -> str:
     """Return a table of the networks and trainings of a run, with memory and time expected.
 
     Parameters
     ----------
-    recipe : Recipe
-    protocol : Protocol
-    dataset : Dataset
-    seeds : sequence of int
-        Of the students.
+    run : RecipeRun
+        Nothing of it is trained, and its folder need not exist.
     """
-    lines = [recipe.title, f"data: {dataset.name}, {len(dataset.train):,} training images"]
-    teacher = network_spec(recipe.teacher, protocol.teacher, dataset).build()
-    students = {
-        name: network_spec(recipe.student, settings, dataset).build()
-        for name, settings in protocol.students.items()
-    }
-    student = students["alone"]
+    dataset = run.dataset
+    lines = [run.recipe.title, f"data: {dataset.name}, {len(dataset.train):,} training images"]
+    teacher, student = run.spec("teacher").build(), run.spec("student_alone").build()
     stored = dataset.train.teacher_logits is not None
     for role, network in (("teacher", teacher), ("student", student)):
         if role == "teacher" and stored:
@@ -57,53 +52,42 @@ def describe(recipe: Recipe, protocol: Protocol, dataset: Dataset, seeds: Sequen
             continue
         lines.append(f"{role}: {parameter_count(network):,} parameters")
         lines += [f"    {name} {shape}" for name, shape in network.shapes()[0].items()]
-    trainings: list[tuple[str, Layer, Training, int, int]] = []
-    if not stored:
-        trainings.append(("teacher", teacher, protocol.teacher, len(dataset.train), 1))
-    for name, settings in protocol.students.items():
-        size = settings.train_images or _images_of_its_classes(settings, dataset)
-        trainings.append((name, students[name], settings, size, len(seeds)))
+    trainings = [] if stored else [("teacher", len(dataset.train), 1)]
+    for name, settings in run.protocol.students.items():
+        images = len(run.training_rows(settings, run.seeds[0]))
+        trainings.append((f"student_{name}", images, len(run.seeds)))
     total = 0.0
-    for name, network, training, images, repeats in trainings:
+    for name, images, repeats in trainings:
+        training = run.settings(name)
         steps = training.epochs * math.ceil(images / training.batch_size)
         seconds = repeats * (
-            steps * _seconds_per_step(recipe, network, teacher, training, dataset)
-            + training.epochs * _seconds_per_evaluation(network, dataset)
+            steps * _seconds_per_step(run, name)
+            + training.epochs * _seconds_per_evaluation(run.spec(name).build(), dataset)
         )
         total += seconds
         lines.append(
-            f"train {name}: {repeats} x {training.epochs} epochs of {images:,} images, "
-            f"{steps:,} steps each, about {_duration(seconds)}"
+            f"train {name.removeprefix('student_')}: {repeats} x {training.epochs} epochs of "
+            f"{images:,} images, {steps:,} steps each, about {human_seconds(seconds)}"
         )
-    step_bytes = max(
-        _step_bytes(recipe, network, teacher, training, dataset)
-        for _, network, training, _, _ in trainings
-    )
+    step_bytes = max(_step_bytes(run, name) for name, _, _ in trainings)
     memory = _peak_memory(dataset, teacher, student) + step_bytes / 1e6
     lines.append(f"expected peak memory: about {memory:.0f} MB")
-    lines.append(f"expected time: about {_duration(total)}, at the machine's speed of this moment")
+    lines.append(
+        f"expected time: about {human_seconds(total)}, at the machine's speed of this moment"
+    )
     return "\n".join(lines)
 
 
-def _images_of_its_classes(student: Student, dataset: Dataset) -> int:
-    seen = student.only_classes or range(dataset.num_classes)
-    wanted = np.isin(dataset.train.labels, list(set(seen) - set(student.without_classes)))
-    return int(wanted.sum())
-
-
-def _seconds_per_step(
-    recipe: Recipe, network: Layer, teacher: Layer, settings: Training, dataset: Dataset
-) -> float:
-    stage, split, frozen = _steps(recipe, network, teacher, settings, dataset, _TIMED_STEPS)
-    progress = begin([stage], 0, frozen_params=frozen[0], frozen_state=frozen[1])
-    clock = _Clock()
+def _seconds_per_step(run: RecipeRun, name: str) -> float:
+    stage, split = _training(run, name, _TIMED_STEPS)
+    progress, clock = begin_drawn(stage), _Clock()
     with contextlib.suppress(_EnoughSteps):
         train(
             [stage],
             progress,
             split,
-            normalization=dataset.normalization,
-            augment=recipe.images.transforms(),
+            normalization=run.dataset.normalization,
+            augment=run.recipe.images.transforms(),
             monitor=clock,
         )
     return clock.seconds_per_step()
@@ -135,40 +119,31 @@ class _Clock:
         return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
 
 
-def _steps(
-    recipe: Recipe, network: Layer, teacher: Layer, settings: Training, dataset: Dataset, steps: int
-) -> tuple[Stage, Split, tuple[Arrays, Arrays]]:
-    """Return a training of some steps and one more, and its teacher's parameters and state."""
-    split = dataset.train.take(np.arange(min(len(dataset.train), settings.batch_size * steps)))
-    kd = settings.spec() if isinstance(settings, Student) else None
-    objective: Objective = Supervised(network, head_weights=getattr(settings, "head_weights", ()))
-    frozen: tuple[Arrays, Arrays] = ({}, {})
-    if kd is not None and isinstance(settings, Student):
-        objective = distillation(recipe, settings, kd, network, teacher)
-        if objective.exact:
-            # With stored logits, as a run has them: their values do not change the time.
-            logits = np.zeros((len(split), dataset.num_classes), np.float32)
-            split = dataclasses.replace(split, teacher_logits=logits)
-            objective = dataclasses.replace(objective, teacher=None)
-        else:
-            params, state = teacher.init(np.random.default_rng(0))
-            frozen = add_prefix("teacher", params), add_prefix("teacher", state)
+def _training(run: RecipeRun, name: str, steps: int) -> tuple[Stage, Split]:
+    """Return a training of some steps and one more, and its images."""
+    settings, split = run.settings(name), run.dataset.train
+    stored = split.teacher_logits is not None
+    will_store = run.cache_teacher and not stored
+    split = split.take(np.arange(min(len(split), settings.batch_size * steps)))
+    teacher = None if stored else run.spec("teacher").build()
+    objective = run.objective(name, run.spec(name).build(), teacher)
+    if isinstance(objective, LogitDistillation) and objective.exact and will_store:
+        # With stored logits, as a run has them: their values do not change the time.
+        logits = np.zeros((len(split), run.dataset.num_classes), np.float32)
+        split = dataclasses.replace(split, teacher_logits=logits)
+        objective = dataclasses.replace(objective, teacher=None)
     epochs = math.ceil((steps + 1) * settings.batch_size / len(split))
     few = dataclasses.replace(settings, epochs=epochs, keep="last")
-    return build_stage(objective, few), split, frozen
+    return build_stage(objective, few), split
 
 
-def _step_bytes(
-    recipe: Recipe, network: Layer, teacher: Layer, settings: Training, dataset: Dataset
-) -> int:
+def _step_bytes(run: RecipeRun, name: str) -> int:
     """Return the memory of what a step keeps for its backward, gradients included."""
-    stage, split, frozen = _steps(recipe, network, teacher, settings, dataset, 1)
-    progress = begin([stage], 0, frozen_params=frozen[0], frozen_state=frozen[1])
-    images = to_batch(split.images[: settings.batch_size], dataset.normalization, np.float32)
-    batch = Batch(images, split.labels, split.teacher_logits, settings.batch_size)
+    stage, split = _training(run, name, 1)
+    progress = begin_drawn(stage)
     tracemalloc.start()
     try:
-        stage.objective.value_and_grad(progress.params, progress.state, batch, progress.rng)
+        take_step(stage, progress, split, run.dataset.normalization)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -198,9 +173,3 @@ def _peak_memory(dataset: Dataset, *networks: Layer) -> float:
     images = sum(array.nbytes for array in arrays)
     largest = max(parameter_count(network) for network in networks)
     return _BASE_MEGABYTES + (images + 4 * _COPIES * largest) / 1e6
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

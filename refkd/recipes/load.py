@@ -38,7 +38,10 @@ def load_recipe(name: str) -> tuple[Recipe, str]:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"recipe {name}: cannot be read ({error.strerror})") from error
+            raise ConfigError(
+                f"recipe {name}: cannot be read ({error.strerror}); check the path; "
+                f"`refkd recipes` lists the shipped ones"
+            ) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"recipe {name}: not valid TOML: {error}") from error
         return parse_recipe(text, Path(name).stem), text

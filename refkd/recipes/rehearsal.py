@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from refkd.data.dataset import to_batch
+from refkd.data.dataset import Normalization, Split, to_batch
 from refkd.distill.objective import Batch
+from refkd.distill.stage import Stage
 from refkd.errors import ConfigError, DataError, ShapeError
 from refkd.nn.layer import Arrays, Layer, add_prefix
 from refkd.recipes import config
 from refkd.recipes.build import build_stage
 from refkd.recipes.run import RecipeRun
 from refkd.train.loop import begin
+from refkd.train.progress import Progress
 
-__all__ = ["rehearse"]
+__all__ = ["begin_drawn", "rehearse", "take_step"]
 
 
 def rehearse(run: RecipeRun) -> None:
@@ -53,19 +55,28 @@ def _rehearse(run: RecipeRun, name: str, teacher: Layer | None) -> None:
     size = 1 if count % settings.batch_size == 1 else min(2, count)
     few = split.take(np.arange(size))
     stage = build_stage(run.objective(name, run.spec(name).build(), teacher), settings)
+    take_step(stage, begin_drawn(stage), few, run.dataset.normalization)
+
+
+def begin_drawn(stage: Stage) -> Progress:
+    """Return the beginning of a training in which what does not learn is drawn, too."""
     params: Arrays = {}
     state: Arrays = {}
-    if teacher is not None:
-        params, state = teacher.init(np.random.default_rng(0))
-    progress = begin(
-        [stage],
-        0,
-        frozen_params=add_prefix("teacher", params),
-        frozen_state=add_prefix("teacher", state),
+    for name, network in stage.objective.networks.items():
+        if name not in stage.objective.learns:
+            drawn = network.init(np.random.default_rng(0))
+            params |= add_prefix(name, drawn[0])
+            state |= add_prefix(name, drawn[1])
+    return begin([stage], 0, frozen_params=params, frozen_state=state)
+
+
+def take_step(stage: Stage, progress: Progress, split: Split, normalization: Normalization) -> None:
+    """Compute the gradient of one batch, all of ``split``, and throw it away."""
+    images = to_batch(split.images[:], normalization, np.float32)
+    logits = split.teacher_logits
+    batch = Batch(
+        images, split.labels, None if logits is None else logits.astype(np.float32), len(split)
     )
-    images = to_batch(few.images[:], run.dataset.normalization, np.float32)
-    logits = few.teacher_logits
-    batch = Batch(images, few.labels, None if logits is None else logits.astype(np.float32), size)
     stage.objective.value_and_grad(progress.params, progress.state, batch, progress.rng)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,11 @@ from refkd.recipes import config
 from refkd.recipes.environment import environment
 from refkd.recipes.mistakes import confident_mistakes, confusion_matrix
 from refkd.recipes.run import RecipeRun, Trained
-from refkd.recipes.statistics import confidence_interval, mean
+from refkd.recipes.statistics import confidence_interval
 from refkd.recipes.transfer import best_bias_shift, transfer_errors
-from refkd.report.examples import Examples, examples_path, save_examples
+from refkd.report.examples import Examples, save_examples
 from refkd.report.pixels import as_pixels, is_image
+from refkd.report.words import with_half_interval
 from refkd.train.evaluate import accuracy, calibration, evaluate_logits
 from refkd.train.run import TrainedNetwork
 
@@ -107,7 +109,7 @@ def summarise(
     result["confusion"] = _confusion(first, teacher_logits, run.dataset)
     if is_image(run.dataset.image_shape):
         examples = _examples(run, first["student_distilled"], teacher_logits)
-        save_examples(examples_path(run.folder), examples)
+        save_examples(run.folder.examples, examples)
     transfer = _transfer(run, students)
     if transfer:
         result["transfer"] = transfer
@@ -150,7 +152,7 @@ def _side(
     labels = np.tile(test.labels, len(side.logits))
     return {
         "label": label,
-        "accuracy": mean(accuracies),
+        "accuracy": fmean(accuracies),
         "accuracies": accuracies,
         "interval": confidence_interval(accuracies),
         "epochs": settings.epochs,
@@ -177,7 +179,7 @@ def _differences(protocol: config.Protocol, result: dict[str, Any]) -> list[dict
             {
                 "a": a,
                 "b": b,
-                "mean": mean(per_seed),
+                "mean": fmean(per_seed),
                 "interval": confidence_interval(per_seed),
                 "per_seed": per_seed,
             }
@@ -246,7 +248,7 @@ def _transfer(run: RecipeRun, students: dict[str, _Side]) -> list[dict[str, Any]
             before = transfer_errors(logits, test.labels, unseen)
             after = transfer_errors(logits, test.labels, unseen, shift=shift)
             figures.append((*before, shift, *after))
-        means = [mean(column) for column in zip(*figures, strict=True)]
+        means = [fmean(column) for column in zip(*figures, strict=True)]
         names = [run.dataset.class_names[c] for c in unseen]
         rows.append(
             {"arm": f"student_{name}", "classes": f"without {', '.join(names)}"}
@@ -270,9 +272,5 @@ def _explain(text: str, result: dict[str, Any]) -> str:
 
 
 def _described(values: dict[str, Any], center: float, sign: str = "") -> SimpleNamespace:
-    figure = f"{100 * center:{sign}.2f}"
-    if values["interval"] is not None:
-        low, high = values["interval"]
-        figure += f" ± {50 * (high - low):.2f}"
-    figure += " points" if sign else "%"
-    return SimpleNamespace(**values, figure=figure)
+    figure = with_half_interval(center, values["interval"], sign)
+    return SimpleNamespace(**values, figure=figure + (" points" if sign else "%"))

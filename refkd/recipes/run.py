@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from refkd.data.augment import Transform
 from refkd.data.dataset import Dataset, Split, to_batch
-from refkd.data.loader import batches
+from refkd.data.loader import batches, row_blocks
 from refkd.dispatch import Array, current_backend
 from refkd.distill.frozen import frozen_logits
 from refkd.distill.logit import LogitDistillation
@@ -31,7 +31,7 @@ from refkd.recipes import config
 from refkd.recipes.build import build_stage, distillation, network_spec
 from refkd.recipes.monitor import Display, RunMonitor
 from refkd.train.checkpoint import load_checkpoint
-from refkd.train.evaluate import accuracy, evaluate_logits
+from refkd.train.evaluate import accuracy, evaluate_logits, move_arrays
 from refkd.train.loop import begin, train
 from refkd.train.progress import Progress
 from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork, read_network
@@ -255,16 +255,10 @@ class RecipeRun:
             images, normalization = self.dataset.train.images, self.dataset.normalization
             dtype = next(iter(teacher.params.values())).dtype
             backend = current_backend()
-            params, state = (
-                {name: backend.asarray(array) for name, array in arrays.items()}
-                for arrays in (teacher.params, teacher.state)
-            )
+            params = move_arrays(teacher.params, backend)
+            state = move_arrays(teacher.state, backend)
             step = batch_size * max(1, _VALUES // math.prod(images.shape[1:]) // batch_size)
-            rows = [
-                np.arange(start, min(start + step, len(images)))
-                for start in range(0, len(images), step)
-            ]
-            with closing(batches(images, rows, (), np.random.default_rng)) as stored:
+            with closing(batches(images, row_blocks(len(images), step))) as stored:
                 blocks = [
                     frozen_logits(
                         teacher.network,
@@ -291,9 +285,7 @@ class RecipeRun:
 
     def _truncate_log(self) -> None:
         # The log may be ahead of the last checkpoint; what follows it will be run again.
-        belongs = [
-            read_network(p)[1] for p in (self.folder.path / "networks").glob("*.safetensors")
-        ]
+        belongs = [read_network(path)[1] for path in self.folder.networks()]
         if self.folder.in_progress.exists():
             metadata = load_checkpoint(self.folder.in_progress)[1]
             size = metadata.get("metrics_bytes", "")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
-__all__ = ["confidence_interval", "mean", "student_t_quantile"]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the arithmetic mean."""
-    return math.fsum(values) / len(values)
+__all__ = ["confidence_interval", "student_t_quantile"]
 
 
 def confidence_interval(values: Sequence[float]) -> list[float] | None:
@@ -24,7 +20,7 @@ def confidence_interval(values: Sequence[float]) -> list[float] | None:
     n = len(values)
     if n < 2:
         return None
-    center = mean(values)
+    center = fmean(values)
     variance = math.fsum((v - center) ** 2 for v in values) / (n - 1)
     half = student_t_quantile(0.975, n - 1) * math.sqrt(variance / n)
     return [center - half, center + half]

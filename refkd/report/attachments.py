@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from numpy.typing import NDArray
 
 from refkd.errors import CheckpointError
-from refkd.report.examples import Examples, examples_path, load_examples
+from refkd.report.examples import Examples, load_examples
 from refkd.report.pixels import is_image
 from refkd.train.run import RunFolder, load
 
@@ -69,7 +69,7 @@ def read_attachments(folder: RunFolder, result: Mapping[str, Any]) -> Attachment
         return Attachments()
     complaints: list[str] = []
     classes = len(result["data"]["class_names"])
-    read_examples = partial(load_examples, examples_path(folder), num_classes=classes)
+    read_examples = partial(load_examples, folder.examples, num_classes=classes)
     examples = _attempt(read_examples, complaints)
     if examples is None:
         complaints[0] += (

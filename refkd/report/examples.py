@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from refkd.errors import CheckpointError
 from refkd.report.pixels import is_image
 from refkd.train.checkpoint import load_checkpoint, save_checkpoint
-from refkd.train.run import RunFolder
 
-__all__ = ["Examples", "examples_path", "load_examples", "save_examples"]
+__all__ = ["Examples", "load_examples", "save_examples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +52,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def examples_path(folder: RunFolder) -> Path:
-    """Return where a run keeps its examples."""
-    return folder.path / "examples.safetensors"
 
 
 def save_examples(path: Path, examples: Examples) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refkd.report.palette import LIGHT, MARKERS
@@ -36,7 +36,7 @@ def mean_curve(history: Sequence[Sequence[Mapping[str, Any]]], key: str) -> Curv
         values = [record[key] for record in records if record.get(key) is not None]
         if values:
             curve.epochs.append(epoch)
-            curve.mean.append(math.fsum(values) / len(values))
+            curve.mean.append(fmean(values))
             curve.low.append(min(values))
             curve.high.append(max(values))
     return curve

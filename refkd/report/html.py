@@ -28,6 +28,7 @@ from refkd.report.words import (
     one_line,
     short_name,
     summary,
+    with_half_interval,
 )
 
 __all__ = ["html_report"]
@@ -112,7 +113,7 @@ def _accuracy_table(sides: Sequence[Network]) -> str:
     rows = [
         [
             f'<span class="swatch" style="background: var(--{n.role})"></span>{_text(n.label)}',
-            _accuracy(n.side),
+            f"{with_half_interval(n.side['accuracy'], n.side.get('interval'))}%",
             str(len(n.side["accuracies"])),
             str(n.epochs),
             f"{n.side['train_images']:,}",
@@ -127,14 +128,6 @@ def _accuracy_table(sides: Sequence[Network]) -> str:
             published = network.side.get("published")
             row.insert(2, "" if published is None else f"{100 * published:.2f}%")
     return _table(header, rows)
-
-
-def _accuracy(side: Mapping[str, Any]) -> str:
-    mean = f"{100 * side['accuracy']:.2f}"
-    if side.get("interval") is None:
-        return f"{mean}%"
-    low, high = side["interval"]
-    return f"{mean} ± {100 * (high - low) / 2:.2f}%"
 
 
 def _transfer_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from refkd.report.words import (
     one_line,
     short_name,
     summary,
+    with_half_interval,
 )
 
 __all__ = ["text_report"]
@@ -73,7 +74,7 @@ def _accuracy_table(rows: Sequence[Network]) -> str:
     cells = [
         [
             n.label,
-            _accuracy(n.side),
+            with_half_interval(n.side["accuracy"], n.side.get("interval")),
             str(len(n.side["accuracies"])),
             str(n.epochs),
             f"{n.side['parameters']:,}",
@@ -93,14 +94,6 @@ def _accuracy_table(rows: Sequence[Network]) -> str:
     kept = kept_epochs(rows)
     note += f";\n{kept}" if kept else ""
     return _table(header, cells) + "\n" + note
-
-
-def _accuracy(side: Mapping[str, Any]) -> str:
-    mean = f"{100 * side['accuracy']:.2f}"
-    if side.get("interval") is None:
-        return mean
-    low, high = side["interval"]
-    return f"{mean} ± {100 * (high - low) / 2:.2f}"
 
 
 def _confusion_table(counts: NDArray[np.float64], names: Sequence[str]) -> str:

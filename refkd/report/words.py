@@ -30,6 +30,7 @@ __all__ = [
     "short_name",
     "strongest_confusion",
     "summary",
+    "with_half_interval",
 ]
 
 Result = Mapping[str, Any]
@@ -128,11 +129,25 @@ def human_count(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """``12.3`` as ``12.3 s``, ``312`` as ``5 min 12 s``."""
-    if seconds < 60:
+    """``0.012`` as ``0.012 s``, ``312`` as ``5 min 12 s``, ``7500`` as ``2 h 5 min``."""
+    if seconds < 1:
+        return f"{seconds:.2g} s"
+    if seconds < 59.95:  # more would print as "60.0 s"
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def with_half_interval(center: float, interval: Sequence[float] | None, sign: str = "") -> str:
+    """``0.9521`` as ``95.21``, or with its interval as ``95.21 ± 0.40``: percent, without unit."""
+    figure = f"{100 * center:{sign}.2f}"
+    if interval is None:
+        return figure
+    low, high = interval
+    return f"{figure} ± {50 * (high - low):.2f}"
 
 
 def summary(result: Result) -> str:
@@ -218,7 +233,7 @@ def confusion_matrices(result: Result) -> dict[str, NDArray[np.float64]]:
 
 
 def kept_epochs(sides: Sequence[Network]) -> str:
-    """Say so where networks are those of their best epoch; else nothing."""
+    """Return a note if any network is that of its best epoch, else an empty string."""
     if not any(network.side.get("keep") == "best" for network in sides):
         return ""
     return "kept is the epoch with the best validation accuracy; curves go on to the last"

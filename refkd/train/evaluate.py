@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from refkd.data.dataset import Normalization, to_batch
-from refkd.data.loader import batches
-from refkd.dispatch import Array, backend_of, current_backend
+from refkd.data.loader import batches, row_blocks
+from refkd.dispatch import Array, Backend, backend_of, current_backend
 from refkd.errors import NonFiniteError
-from refkd.nn.layer import Layer
+from refkd.nn.layer import Arrays, Layer
 from refkd.ops.softmax import softmax_forward
 
-__all__ = ["accuracy", "calibration", "evaluate_logits"]
+__all__ = ["accuracy", "calibration", "evaluate_logits", "move_arrays"]
 
 _ROWS, _VALUES = 1024, 1 << 20  # of a block: they bound the memory of an evaluation
 
@@ -53,16 +53,12 @@ def evaluate_logits(
     """
     first = next(iter(params.values()))
     backend = current_backend() if isinstance(first, np.ndarray) else backend_of(first)
-    params, state = (
-        {n: backend.asarray(a) for n, a in arrays.items()} for arrays in (params, state)
-    )
-    dtype = first.dtype
+    params, state = move_arrays(params, backend), move_arrays(state, backend)
     step = max(1, min(_ROWS, _VALUES // math.prod(images.shape[1:])))
-    blocks = [np.arange(i, min(i + step, len(images))) for i in range(0, len(images), step)]
     outputs = []
-    with closing(batches(images, blocks or [np.arange(0)], (), np.random.default_rng)) as stored:
+    with closing(batches(images, row_blocks(len(images), step))) as stored:
         for block in stored:
-            batch = to_batch(backend.asarray(block), normalization, dtype)
+            batch = to_batch(backend.asarray(block), normalization, first.dtype)
             logits = network.infer(params, state, batch)
             outputs.append(backend.to_numpy(logits[0] if isinstance(logits, tuple) else logits))
     result = np.concatenate(outputs)
@@ -72,6 +68,11 @@ def evaluate_logits(
             "diverged or are damaged"
         )
     return result
+
+
+def move_arrays(arrays: Mapping[str, Array], backend: Backend) -> Arrays:
+    """Return the same names with arrays of ``backend``."""
+    return {name: backend.asarray(array) for name, array in arrays.items()}
 
 
 def accuracy(logits: Array, labels: Array) -> float:

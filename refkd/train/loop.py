@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -72,6 +72,7 @@ def begin(
     *,
     frozen_params: Mapping[str, Array] | None = None,
     frozen_state: Mapping[str, Array] | None = None,
+    dtype: type[np.floating] = np.float32,
 ) -> Progress:
     """Return the progress of a training that has not taken a step yet.
 
@@ -82,8 +83,10 @@ def begin(
         Of initial weights, batch order and dropout.
     frozen_params, frozen_state : mapping of str to array, optional
         Of networks that do not learn, prefixed: ``teacher.fc1.weight``.
+    dtype : float32 or float64
+        Of the networks that learn, and so of the batches they are given.
     """
-    params, state = initialise(stages, seed)
+    params, state = initialise(stages, seed, dtype=dtype)
     return Progress(
         seed=seed,
         rng=generator(seed, Purpose.DROPOUT, *stages[0].objective.learns),
@@ -104,8 +107,8 @@ def train(
 ) -> Progress:
     """Train from where ``progress`` stands to the end of the last stage.
 
-    The arrays are those of the selected backend meanwhile, also those that ``evaluate`` and
-    ``monitor`` are given, and NumPy's again when it ends, however it ends.
+    While it runs, all arrays, also those given to ``evaluate`` and ``monitor``, are the
+    selected backend's; when it ends, in whatever way, they are NumPy's.
 
     Parameters
     ----------
@@ -132,7 +135,7 @@ def train(
         If a stage names a network that does not exist, or keeps the best epoch and
         ``evaluate`` reports no ``validation_accuracy``.
     """
-    backend = current_backend()
+    data, backend = _TrainingData(split, normalization, augment), current_backend()
     progress.move(backend.asarray)
     try:
         while progress.stage < len(stages):
@@ -142,9 +145,7 @@ def train(
             step = training_step(stage)
             with limit_blas_threads(_useful_threads(stage, progress)):
                 while progress.epoch < stage.epochs:
-                    _run_epoch(
-                        stage, step, progress, split, normalization, augment, monitor, backend
-                    )
+                    _run_epoch(stage, step, progress, data, monitor, backend)
                     _close_epoch(stage, progress, len(split), evaluate, monitor)
             if progress.average:
                 progress.params |= progress.average
@@ -157,6 +158,14 @@ def train(
     finally:
         progress.move(backend.to_numpy)
     return progress
+
+
+class _TrainingData(NamedTuple):
+    """What batches are made of; the names are those of :func:`train`."""
+
+    split: Split
+    normalization: Normalization
+    augment: Sequence[Transform]
 
 
 def _enter(stage: Stage, progress: Progress) -> None:
@@ -193,15 +202,13 @@ def _run_epoch(
     stage: Stage,
     step: TrainingStep,
     progress: Progress,
-    split: Split,
-    normalization: Normalization,
-    augment: Sequence[Transform],
+    data: _TrainingData,
     monitor: Monitor | None,
     backend: Backend,
 ) -> None:
-    steps = -(-len(split) // stage.batch_size)
+    steps = -(-len(data.split) // stage.batch_size)
     total = steps * stage.epochs
-    for batch in _batches(stage, progress, split, normalization, augment, backend):
+    for batch in _batches(stage, progress, data, backend):
         taken = progress.epoch * steps + progress.step
         terms, progress.state = step(
             progress.params,
@@ -222,13 +229,9 @@ def _run_epoch(
 
 
 def _batches(
-    stage: Stage,
-    progress: Progress,
-    split: Split,
-    normalization: Normalization,
-    augment: Sequence[Transform],
-    backend: Backend,
+    stage: Stage, progress: Progress, data: _TrainingData, backend: Backend
 ) -> Iterator[Batch]:
+    split = data.split
     key: tuple[int | str, ...] = (*stage.objective.learns, progress.stage, progress.epoch)
     order = generator(progress.seed, Purpose.ORDER, *key).permutation(len(split))
     dtype = next(iter(_learning(stage, progress.params).values())).dtype
@@ -239,10 +242,10 @@ def _batches(
     def generator_of(row: int) -> np.random.Generator:
         return generator(progress.seed, Purpose.AUGMENT, *key, row)
 
-    with closing(batches(split.images, rows_of, augment, generator_of)) as images:
+    with closing(batches(split.images, rows_of, data.augment, generator_of)) as images:
         for step, (rows, stored) in enumerate(zip(rows_of, images, strict=True), progress.step):
             yield Batch(
-                to_batch(backend.asarray(stored), normalization, dtype),
+                to_batch(backend.asarray(stored), data.normalization, dtype),
                 backend.asarray(split.labels[rows]),
                 None if logits is None else backend.asarray(logits[rows].astype(dtype, copy=False)),
                 size,

@@ -60,9 +60,9 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def move(self, move: Callable[[Array], Array]) -> None:
-        """Put in the place of every array what ``move`` makes of it; the steps count on the host.
+        """Replace every array by ``move(array)``, except step counts, which stay on the host.
 
-        The mappings are others then, and what is in the right place stays the same array.
+        The dicts are replaced too.
         """
         for group in _GROUPS:
             arrays = getattr(self, group).items()

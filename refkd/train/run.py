@@ -164,7 +164,7 @@ class RunFolder:
                     f"or give another --run"
                 )
             (path / "networks").mkdir()
-            (path / "config.toml").write_text(config, encoding="utf-8")
+            cls(path).config.write_text(config, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(
                 f"run folder {path} cannot be written ({error.strerror}); give another --run"
@@ -180,9 +180,38 @@ class RunFolder:
         CheckpointError
             If it is no run folder.
         """
-        if not (path / "config.toml").is_file():
-            raise CheckpointError(f"{path} is no run folder: it has no config.toml")
-        return cls(path)
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise CheckpointError(
+                f"{path} is no run folder: it has no config.toml; give the folder that "
+                f"`refkd distill` printed"
+            )
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """The recipe and the options it was run with."""
+        return self.path / "config.toml"
+
+    @property
+    def class_to_idx(self) -> Path:
+        """The classes and their indices."""
+        return self.path / "class_to_idx.json"
+
+    @property
+    def examples(self) -> Path:
+        """The test images that the report shows."""
+        return self.path / "examples.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """What came out, once all is trained."""
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the result."""
+        return self.path / "report.html"
 
     @property
     def in_progress(self) -> Path:
@@ -197,6 +226,10 @@ class RunFolder:
     def network(self, name: str, seed: int) -> Path:
         """Return where the network ``name`` of ``seed`` is kept."""
         return self.path / "networks" / f"{name}-seed{seed}.safetensors"
+
+    def networks(self) -> list[Path]:
+        """Return the files of all networks that are kept, sorted."""
+        return sorted((self.path / "networks").glob("*.safetensors"))
 
     def save_network(self, path: Path, trained: TrainedNetwork, *, metrics_bytes: int) -> None:
         """Keep a trained network; ``metrics_bytes`` is how far the log belongs to it."""
@@ -276,7 +309,7 @@ def load(
     >>> student.predict(images).argmax(axis=1)                    # doctest: +SKIP
     """
     folder = RunFolder.open(Path(run))
-    kept = sorted((folder.path / "networks").glob("*.safetensors"))
+    kept = folder.networks()
     if seed is not None:
         path = folder.network(network, seed)
     else:

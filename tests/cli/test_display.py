@@ -26,7 +26,7 @@ def record(epoch: int) -> dict[str, float]:
     return {"epoch": epoch, "loss": 0.5, "test_accuracy": 0.875}
 
 
-def show_run(display: QuietDisplay) -> None:
+def show_run(display: QuietDisplay | LineDisplay | BarDisplay) -> None:
     """Two trainings of two epochs of two steps."""
     for training in ("teacher-seed0", "student_alone-seed0"):
         for epoch in range(2):

@@ -66,7 +66,7 @@ def test_a_recipe_that_makes_no_sense_is_a_usage_error_before_anything_is_create
     ("arguments", "reason"),
     [
         (("distill", "digts"), "did you mean 'digits'"),
-        (("distill", "no.toml"), "cannot be read (No such file or directory)"),
+        (("distill", "no.toml"), "cannot be read (No such file or directory); check the path"),
         (("distill", "--protocol", "fare"), "did you mean 'fair'"),
         (("distill", "--seeds", "-1"), "--seeds must be at least 1"),
         (("distill", "--seeds", "0"), "--seeds must be at least 1"),

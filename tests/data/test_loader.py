@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from refkd.data import (
     Transform,
     batches,
     load,
+    loader,
 )
+from refkd.data.loader import row_blocks
 from refkd.errors import ConfigError, DataError
 from refkd.threads import in_order
 
@@ -31,10 +33,6 @@ AUGMENT: tuple[Transform, ...] = (RandomResizedCrop(8), HorizontalFlip())
 
 def generator_of(row: int) -> np.random.Generator:
     return np.random.default_rng([7, row])
-
-
-def no_generator(row: int) -> np.random.Generator:
-    raise AssertionError("nothing is augmented")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +53,20 @@ def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= before
+
+
+def no_generator(row: int) -> np.random.Generator:
+    raise AssertionError("nothing is augmented")
+
+
+def threaded_batches(
+    *arguments: Any, ahead: int = 4, workers: int | None = None
+) -> Generator[Any, None, None]:
+    """Return batches that are made by so many threads, so many of them ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "_AHEAD", ahead)
+        patch.setattr(loader, "_WORKERS", workers)
+        return batches(*arguments)
 
 
 def order_of(rows: int, size: int, seed: int = 0) -> list[np.ndarray]:
@@ -90,7 +102,9 @@ def test_batches_are_those_of_a_serial_computation(
     images: ImageFiles, workers: int | None, ahead: int
 ) -> None:
     order = order_of(30, 7)
-    given = list(batches(images, order, AUGMENT, generator_of, ahead=ahead, workers=workers))
+    given = list(
+        threaded_batches(images, order, AUGMENT, generator_of, ahead=ahead, workers=workers)
+    )
     assert_equal(given, serial(images, order, AUGMENT))
     assert [batch.shape for batch in given] == [(7, 3, 8, 8)] * 4 + [(2, 3, 8, 8)]
     assert all(batch.flags.c_contiguous and batch.flags.writeable for batch in given)
@@ -109,7 +123,9 @@ def test_neither_threads_nor_the_division_into_batches_change_an_image(
     stored = rng.integers(0, 256, (20, 3, 6, 6)).astype(np.uint8)
     augment = (PaddedCrop(6, 2), HorizontalFlip())
     order = order_of(20, size, seed)
-    given = list(batches(stored, order, augment, generator_of, ahead, workers))
+    given = list(
+        threaded_batches(stored, order, augment, generator_of, ahead=ahead, workers=workers)
+    )
     assert_equal(given, serial(stored, order, augment))
     by_row = np.empty_like(stored)
     for rows, batch in zip(order, given, strict=True):
@@ -127,8 +143,9 @@ def test_another_generator_makes_other_images(images: ImageFiles) -> None:
 
 def test_files_that_are_not_augmented_are_resized_as_for_evaluation(images: ImageFiles) -> None:
     order = order_of(30, 8)
-    given = list(batches(images, order, (), no_generator, workers=2))
+    given = list(threaded_batches(images, order, (), no_generator, workers=2))
     assert_equal(given, [images[rows] for rows in order])
+    assert_equal(list(batches(images, order)), given)
 
 
 def test_an_array_that_is_not_augmented_is_indexed_without_threads(
@@ -137,16 +154,16 @@ def test_an_array_that_is_not_augmented_is_indexed_without_threads(
     monkeypatch.setattr("refkd.data.loader.in_order", None)
     stored = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
     order = order_of(9, 4)
-    given = list(batches(stored, order, (), no_generator))
+    given = list(batches(stored, order))
     for batch, rows in zip(given, order, strict=True):
         np.testing.assert_array_equal(batch, stored[rows])
         assert batch.dtype == np.float32
-    batches(stored, order, (), no_generator).close()
+    batches(stored, order).close()
 
 
 def test_no_batch_is_no_error(images: ImageFiles) -> None:
     assert list(batches(images, [], AUGMENT, generator_of)) == []
-    assert list(batches(np.zeros((3, 2)), [], (), no_generator)) == []
+    assert list(batches(np.zeros((3, 2)), [])) == []
 
 
 # Threads and memory
@@ -200,7 +217,7 @@ def test_closing_early_ends_the_threads_and_cancels_what_is_pending(
         return generator_of(row)
 
     before = threading.active_count()
-    iterator = batches(images, order_of(30, 1), AUGMENT, spy, ahead=8, workers=2)
+    iterator = threaded_batches(images, order_of(30, 1), AUGMENT, spy, ahead=8, workers=2)
     for _ in range(taken):
         next(iterator)
     iterator.close()
@@ -231,7 +248,7 @@ def test_what_has_not_begun_when_the_iterator_is_closed_is_never_begun() -> None
 
 def test_dropping_the_iterator_ends_the_threads(images: ImageFiles) -> None:
     before = threading.active_count()
-    iterator = batches(images, order_of(30, 2), AUGMENT, generator_of, workers=3)
+    iterator = threaded_batches(images, order_of(30, 2), AUGMENT, generator_of, workers=3)
     next(iterator)
     assert threading.active_count() > before
     del iterator
@@ -247,7 +264,7 @@ def test_an_exception_in_a_thread_is_raised_where_its_batch_is_due(
     paths = (*images.paths[:10], tmp_path / "bad.png", *images.paths[10:])
     order = [np.arange(start, start + 3) for start in range(0, 30, 3)]
     before = threading.active_count()
-    iterator = batches(ImageFiles(paths, 8), order, AUGMENT, generator_of, workers=workers)
+    iterator = threaded_batches(ImageFiles(paths, 8), order, AUGMENT, generator_of, workers=workers)
     assert_equal([next(iterator) for _ in range(3)], serial(images, order[:3], AUGMENT))
     with pytest.raises(DataError, match=r"bad\.png: is neither JPEG nor PNG"):
         next(iterator)
@@ -262,7 +279,7 @@ def test_an_exception_of_the_order_ends_the_threads(images: ImageFiles) -> None:
 
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        list(batches(images, failing(), AUGMENT, generator_of, ahead=1))
+        list(threaded_batches(images, failing(), AUGMENT, generator_of, ahead=1))
     assert threading.active_count() == before
 
 
@@ -270,21 +287,32 @@ def test_an_exception_of_the_order_ends_the_threads(images: ImageFiles) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "options", "reason"),
+    ("stored", "reason"),
     [
-        (np.zeros((4, 3, 8, 8), np.float32), {}, "float32"),
-        (np.zeros((4, 8, 8), np.uint8), {}, r"uint8 \(4, 8, 8\)"),
-        (np.zeros((4, 3, 8, 8), np.uint8), {"ahead": -1}, "ahead must be an integer >= 0"),
-        (np.zeros((4, 3, 8, 8), np.uint8), {"ahead": 1.5}, "ahead"),
-        (np.zeros((4, 3, 8, 8), np.uint8), {"workers": 0}, "workers must be an integer >= 1"),
-        (np.zeros((4, 3, 8, 8), np.uint8), {"workers": True}, "workers"),
+        (np.zeros((4, 3, 8, 8), np.float32), "float32"),
+        (np.zeros((4, 8, 8), np.uint8), r"uint8 \(4, 8, 8\)"),
     ],
 )
-def test_what_cannot_be_done_is_refused_at_the_call(
-    stored: np.ndarray, options: dict[str, Any], reason: str
-) -> None:
+def test_what_cannot_be_augmented_is_refused_at_the_call(stored: np.ndarray, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"batches: .*{reason}"):
-        batches(stored, [np.arange(4)], AUGMENT, generator_of, **options)
+        batches(stored, [np.arange(4)], AUGMENT, generator_of)
+
+
+def test_augmenting_needs_a_generator(images: ImageFiles) -> None:
+    with pytest.raises(ConfigError, match="augment needs generator_of"):
+        batches(images, [np.arange(4)], AUGMENT)
+
+
+@given(count=st.integers(1, 50), step=st.integers(1, 20))
+def test_blocks_of_rows_are_all_rows_in_order(count: int, step: int) -> None:
+    blocks = list(row_blocks(count, step))
+    np.testing.assert_array_equal(np.concatenate(blocks), np.arange(count))
+    assert {len(block) for block in blocks[:-1]} <= {step}
+    assert len(blocks) == -(-count // step)
+
+
+def test_no_row_is_one_empty_block() -> None:
+    assert [len(block) for block in row_blocks(0, 5)] == [0]
 
 
 def test_images_that_stay_of_different_sizes_make_no_batch(images: ImageFiles) -> None:
@@ -301,5 +329,5 @@ def test_real_photographs_are_decoded_ahead_as_one_by_one(real_data: Path) -> No
     flowers = load(real_data / "flowers", image_size=32).test.images
     order = order_of(40, 16)
     augment = (RandomResizedCrop(32), HorizontalFlip())
-    given = list(batches(flowers, order, augment, generator_of, workers=2))
+    given = list(threaded_batches(flowers, order, augment, generator_of, workers=2))
     assert_equal(given, serial(flowers, order, augment))

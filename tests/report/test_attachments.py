@@ -12,7 +12,7 @@ import pytest
 from refkd.data.dataset import Normalization
 from refkd.report import html_report
 from refkd.report.attachments import Attachments, read_attachments
-from refkd.report.examples import examples_path, save_examples
+from refkd.report.examples import save_examples
 from refkd.train.run import NetworkSpec, RunFolder, TrainedNetwork
 
 Result = dict[str, Any]
@@ -47,7 +47,7 @@ def run(
     """The folder with its examples, and the run's result."""
     result, attachments = with_images(result)
     assert attachments.examples is not None
-    save_examples(examples_path(folder), attachments.examples)
+    save_examples(folder.examples, attachments.examples)
     return folder, result
 
 
@@ -107,7 +107,7 @@ def test_without_its_examples_a_report_says_so_and_draws_the_rest(
     run: tuple[RunFolder, Result], damage: str
 ) -> None:
     folder, result = run
-    path = examples_path(folder)
+    path = folder.examples
     if damage == "missing":
         path.unlink()
     elif damage == "cut":

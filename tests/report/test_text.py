@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refkd.report import text_report
-from refkd.report.words import difference_sentence, human_count
+from refkd.report.words import difference_sentence, human_count, human_seconds, with_half_interval
 
 Result = dict[str, Any]
 HINT = "pictures need matplotlib: pip install 'refkd[plot]'"
@@ -255,6 +255,32 @@ def test_class_names_in_the_table_cannot_steer_the_terminal(
 )
 def test_counts_take_four_characters_or_fewer(count: int, text: str) -> None:
     assert human_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (0.0123, "0.012 s"),
+        (0.2, "0.2 s"),
+        (1.0, "1.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (312, "5 min 12 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.7, "1 h 0 min"),
+        (7199.9, "2 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations_never_show_sixty_of_a_unit(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+def test_an_accuracy_is_shown_with_half_its_interval_where_it_has_one() -> None:
+    assert with_half_interval(0.9521, None) == "95.21"
+    assert with_half_interval(0.9521, [0.9481, 0.9561]) == "95.21 ± 0.40"
+    assert with_half_interval(0.012, [0.01, 0.014], "+") == "+1.20 ± 0.20"
 
 
 def test_that_the_best_epochs_were_kept_is_said_where_they_were(result: Result) -> None:

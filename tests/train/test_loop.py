@@ -243,8 +243,7 @@ def test_arrays_of_the_caller_are_never_written() -> None:
 
 def test_training_in_float64_stays_in_float64() -> None:
     stage = one_stage()
-    params, state = initialise([stage], 0, dtype=np.float64)
-    progress = Progress(0, np.random.default_rng(0), params, state)
+    progress = begin([stage], 0, dtype=np.float64)
     train([stage], progress, split(), normalization=NORMALIZATION)
     assert {p.dtype for p in progress.params.values()} == {np.dtype(np.float64)}
     in_float32 = train([stage], begin([stage], 0), split(), normalization=NORMALIZATION)

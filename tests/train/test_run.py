@@ -74,7 +74,7 @@ def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_opening_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(CheckpointError, match=r"no run folder: it has no config\.toml"):
+        with pytest.raises(CheckpointError, match=r"it has no config\.toml; give the folder"):
             RunFolder.open(path)
 
 

@@ -35,6 +35,7 @@ _FIXED_BY_A_RUN = {
     "skip_corrupt": "--skip-corrupt",
     "folder": "--run",
 }
+_MOST_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Options:
     data_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.first_seed < 0:
+        if not 1 <= self.seeds <= _MOST_SEEDS or self.first_seed < 0:
             raise ConfigError(
-                f"--seeds must be at least 1 and --first-seed at least 0, "
-                f"got {self.seeds} and {self.first_seed}"
+                f"--seeds must be at least 1, and at most {_MOST_SEEDS:,}, and --first-seed at "
+                f"least 0, got {self.seeds} and {self.first_seed}"
             )
 
     def to_toml(self) -> str:
@@ -77,7 +78,7 @@ def chosen_options(arguments: argparse.Namespace, recipe: Recipe) -> Options:
         If one makes no sense, or the recipe needs data that is not given.
     """
     name, protocol = recipe.protocol(arguments.protocol)
-    if arguments.data is None and recipe.data != "digits":
+    if not arguments.data and recipe.data != "digits":
         needed = _SOURCES.get(recipe.data, recipe.data)
         raise ConfigError(f"recipe {recipe.name!r} needs --data PATH: {needed}")
     source = arguments.data or recipe.data

@@ -37,6 +37,7 @@ _TRANSFER_KEYS = (
 )
 
 _MOST_EXAMPLES = 24  # a screen or two of the report
+_MOST_CLASSES = 200  # of which there is a number for each two
 
 Logits = NDArray[np.floating[Any]]
 
@@ -104,9 +105,10 @@ def summarise(
         entry["explain"] = kd and kd.explain(num_classes=run.dataset.num_classes)
         result[f"student_{name}"] = entry
     result["differences"] = _differences(run.protocol, result)
-    result["soft_targets"] = _soft_targets(run.protocol, teacher_logits, run.dataset)
     first = {f"student_{name}": students[name].logits[0] for name in ("alone", "distilled")}
-    result["confusion"] = _confusion(first, teacher_logits, run.dataset)
+    if run.dataset.num_classes <= _MOST_CLASSES:
+        result["soft_targets"] = _soft_targets(run.protocol, teacher_logits, run.dataset)
+        result["confusion"] = _confusion(first, teacher_logits, run.dataset)
     if is_image(run.dataset.image_shape):
         examples = _examples(run, first["student_distilled"], teacher_logits)
         save_examples(run.folder.examples, examples)

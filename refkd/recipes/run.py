@@ -102,8 +102,13 @@ class RecipeRun:
         NonFiniteError
             If a training diverges.
         CheckpointError
-            If a checkpoint is damaged or cannot be written.
+            If a checkpoint is damaged or cannot be written, or another process is training
+            this run.
         """
+        with self.folder.lock():
+            return self._train_all()
+
+    def _train_all(self) -> Trained:
         self._truncate_log()
         teacher = None
         if self.dataset.train.teacher_logits is None:

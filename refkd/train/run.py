@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ from refkd.nn.layer import Arrays, Layer
 from refkd.ops.softmax import softmax_forward
 from refkd.train.checkpoint import load_checkpoint, save_checkpoint
 from refkd.train.evaluate import evaluate_logits
+
+try:
+    import fcntl
+except ImportError:  # of Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["NetworkSpec", "RunFolder", "TrainedNetwork", "load"]
 
@@ -187,6 +193,35 @@ class RunFolder:
                 f"`refkd distill` printed"
             )
         return folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from continuing this run meanwhile.
+
+        Where the system has no locks for that (Windows, some shared disks) nothing does.
+
+        Raises
+        ------
+        CheckpointError
+            If another process has locked it.
+        """
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another process is at work on the run in {self.path}; wait for it, or stop it"
+            ) from error
+        except OSError:  # this disk has no locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock
 
     @property
     def config(self) -> Path:

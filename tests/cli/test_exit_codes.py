@@ -70,6 +70,8 @@ def test_a_recipe_that_makes_no_sense_is_a_usage_error_before_anything_is_create
         (("distill", "--protocol", "fare"), "did you mean 'fair'"),
         (("distill", "--seeds", "-1"), "--seeds must be at least 1"),
         (("distill", "--seeds", "0"), "--seeds must be at least 1"),
+        (("distill", "--seeds", str(10**20)), "--seeds must be at least 1, and at most 1,000,000"),
+        (("distill", "--data", ""), "recipe 'own-data' needs --data PATH"),
         (("distill", "--first-seed", "-1"), "--first-seed at least 0"),
         (("distill", "--seeds", "many"), "invalid int value"),
         (("distill", "--backend", "nunpy"), "nunpy"),

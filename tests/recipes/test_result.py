@@ -11,10 +11,12 @@ import pytest
 from refkd.data.dataset import Dataset, Normalization, Split
 from refkd.data.image_folder import load_image_folder
 from refkd.ops.softmax import softmax_forward
+from refkd.recipes import result as result_module
 from refkd.recipes.load import parse_recipe
 from refkd.recipes.result import summarise
 from refkd.recipes.run import RecipeRun, Trained
 from refkd.recipes.statistics import confidence_interval
+from refkd.report import html_report, text_report
 from refkd.report.attachments import read_attachments
 from refkd.report.examples import load_examples
 from refkd.report.pixels import png
@@ -319,3 +321,17 @@ def test_images_that_stay_in_their_files_are_read_for_the_report_only_where_kept
     np.testing.assert_array_equal(kept.images, run.dataset.test.images[kept.rows])
     assert kept.images.shape[1:] == (3, 6, 6)
     assert run.dataset.test.images[kept.rows[:0]].shape == (0, 3, 6, 6)  # no mistakes, no images
+
+
+def test_of_very_many_classes_there_is_no_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trained = trained_run(tmp_path / "run", TEXT.replace("seeds = 3", "seeds = 1"), drawn())
+    whole = summarise(run, trained, "p", 1.0)
+    monkeypatch.setattr(result_module, "_MOST_CLASSES", 2)
+    result = summarise(run, trained, "p", 1.0)
+    assert {*whole} - {*result} == {"confusion", "soft_targets"}
+    page = html_report(result, read_attachments(run.folder, result))
+    assert "<svg" in page
+    assert "says" in text_report(whole)
+    assert "says" not in text_report(result)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +261,30 @@ def test_a_log_that_cannot_be_written_is_an_error(folder: RunFolder) -> None:
     folder.metrics.mkdir()
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written"):
         folder.log({"epoch": 1})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_a_run_that_another_process_trains_is_left_alone(folder: RunFolder) -> None:
+    program = """
+import sys
+from pathlib import Path
+from refkd.errors import CheckpointError
+from refkd.train.run import RunFolder
+try:
+    with RunFolder(Path(sys.argv[1])).lock():
+        print("locked")
+except CheckpointError as error:
+    print(error)
+"""
+
+    def other() -> str:
+        command = [sys.executable, "-c", program, str(folder.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with folder.lock():
+        assert other().startswith(f"another process is at work on the run in {folder.path}; wait")
+    assert other() == "locked\n"
+    with pytest.raises(KeyError), folder.lock():
+        raise KeyError
+    assert other() == "locked\n"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.toml", "networks"]

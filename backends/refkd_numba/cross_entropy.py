@@ -156,9 +156,8 @@ def cross_entropy_rows(logits, labels, distributions, on, off, classes, log_q, l
                 continue
             label = labels[row] if 0 <= labels[row] < classes else -1
             loss = 0.0 if label < 0 or on == 0 else -on * np.float64(log_row[label])
-            if off != 0:
-                for others in (log_row[: max(label, 0)], log_row[label + 1 :]):
-                    loss -= off * total(others)
+            for others in (log_row[: max(label, 0)], log_row[label + 1 :]):
+                loss -= _scaled_sum(others, off)
             losses[row] = loss
     return total(losses)
 
@@ -209,6 +208,19 @@ def _weighted_sum(x, weights):
         subtotal = _ZERO
         for i in range(part.size):
             subtotal += _weighted(part[i], own[i])
+        result += subtotal
+    return result
+
+
+@device(counted=False)
+def _scaled_sum(x, weight):
+    """Return Σ weight · x, where 0 times anything is 0."""
+    result = 0.0
+    for first in range(0, x.size, _SUMMANDS):
+        part = x[first : first + _SUMMANDS]
+        subtotal = _ZERO
+        for i in range(part.size):
+            subtotal += _weighted(part[i], weight)
         result += subtotal
     return result
 

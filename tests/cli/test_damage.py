@@ -165,7 +165,7 @@ def test_options_that_make_no_sense_are_damage(line: str, run: RunFolder) -> Non
 
 @given(
     text=st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
-    seeds=st.integers(1, 2**63 - 1),
+    seeds=st.integers(1, 1_000_000),
     first_seed=st.integers(0, 2**63 - 1),
     cache=st.booleans(),
 )
@@ -175,7 +175,7 @@ def test_options_survive_their_toml(text: str, seeds: int, first_seed: int, cach
 
 
 def test_options_refuse_seeds_that_make_no_sense() -> None:
-    for seeds, first_seed in ((0, 0), (-1, 0), (1, -1)):
+    for seeds, first_seed in ((0, 0), (-1, 0), (10**9, 0), (1, -1)):
         with pytest.raises(ConfigError, match="--seeds"):
             Options("r", "p", "d", seeds, first_seed)
 

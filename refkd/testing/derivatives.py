@@ -6,6 +6,7 @@ believed is the business of :mod:`refkd.testing.references`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +23,14 @@ __all__ = [
     "moved",
     "one_ulp_away",
     "reach",
+    "smallest",
 ]
 
 Function = Callable[[Mapping[str, NDArray[Any]]], Any]
 
 STEP = 1e-30
 """Of the complex step: its square vanishes beside 1, and slopes above 1e-278 survive it."""
+_TINY = 1e-280  # steps that are a part of less would underflow
 
 
 def complex_step(f: Function, point: Point, direction: Direction, *, step: float = STEP) -> float:
@@ -117,4 +120,14 @@ def reach(point: Point, direction: Direction) -> float:
     for name, u in direction.items():
         there = max(there, float(np.max(np.abs(point[name]), initial=0)))
         length = max(length, float(np.max(np.abs(u), initial=0)))
-    return (there or 1.0) / (length or 1.0)
+    return (max(there, _TINY) if there else 1.0) / (length or 1.0)
+
+
+def smallest(point: Point, direction: Direction) -> float:
+    """The step along ``direction`` as large as the smallest entry moved that is not zero."""
+    found = math.inf
+    for name, u in direction.items():
+        x = np.abs(point[name])
+        moves = (x > _TINY) & (u != 0)
+        found = min(found, float(np.min(x[moves] / np.abs(u[moves]), initial=math.inf)))
+    return found if found < math.inf else reach(point, direction)

@@ -71,6 +71,8 @@ def far_from_slopes(
     # Of numbers as large as f the sum of all entries may be rounding.
     estimates, uncertain = [], gradient.size * 64 * _EPS * reference.size(direction)
     size = float(np.max(np.abs(problem.point[name]), initial=0)) or 1.0
+    if size * _STEP < np.finfo(np.float64).tiny:
+        return None  # no step is that small
     sides: list[Direction] = [{name: np.full(gradient.shape, sign * size)} for sign in (1, -1)]
     sides += [RandomDirection(problem.point, [name], seed + k) for k in range(_POINTS)]
     for away in sides:

@@ -21,7 +21,6 @@ _TINY = 1e-300
 _EPS = float(np.finfo(np.float64).eps)
 _DOUBTFUL = 1e-12  # of the size of f and its slopes: a slope that f can hardly feel
 _ZERO = 1e-11  # of the same: a slope that is zero, if its error bar covers it
-_TRUNCATED = 1e-57  # h² of the complex step
 _ROUNDED = 1e-6  # of the gradient, that 64 roundings of the size of f may pass for
 _COARSEST = 1e-2  # of the gradient, an error bar with which it may still pass
 _NOISY = 32  # entries of which nothing could be shown: enough to say so
@@ -133,11 +132,13 @@ class Comparer:
         """Compare along a direction of one parameter; trace a wrong one to its entry."""
         analytic, estimate = slope(self.gradients, direction), self.reference.along(direction)
         finding = self.along(direction, analytic, estimate)
-        if finding.verdict is Verdict.WRONG_GRADIENT:
-            entry = self._bisect(name, direction[name], analytic.value - estimate.value)
+        gap, wrong = analytic.value - estimate.value, finding.verdict is Verdict.WRONG_GRADIENT
+        unclear = finding.verdict is Verdict.NOISY_REFERENCE and abs(gap) > estimate.error_bar
+        if wrong or unclear:
+            entry = self._bisect(name, direction[name], gap)
             # An error spread so thinly that no entry shows it stays with the direction. Kinks
             # of several entries may leave the gradient beside the slopes of a direction.
-            if entry.verdict in (Verdict.WRONG_GRADIENT, Verdict.KINK):
+            if entry.verdict is Verdict.WRONG_GRADIENT or (wrong and entry.verdict is Verdict.KINK):
                 finding = entry
         return finding
 
@@ -196,7 +197,7 @@ class Comparer:
             fine = max(self.precision * scale, min(_DOUBTFUL * size, _COARSEST * scale))
             resolved = gap <= max(bar, allowed) and bar <= fine
             largest = max(abs(analytic), abs(estimate.value))
-            vanishes = largest <= max(min(bar, _ZERO * size), 4 * _EPS * size, _TRUNCATED)
+            vanishes = largest <= max(min(bar, _ZERO * size), 4 * _EPS * size)
         if within or resolved or vanishes:
             verdict = Verdict.KINK if estimate.jump else Verdict.PASS
         elif not math.isfinite(gap):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.testing.derivatives import moved
+from refkd.testing.differences import FIRST_STEP
 from refkd.testing.problem import Leaves, Problem, copy_in_layout
 from refkd.testing.report import Comparison, GradReport, Verdict
 from refkd.testing.rounding import far_away
@@ -140,10 +141,14 @@ def _nearby(problem: Problem) -> Iterator[tuple[Leaves, Leaves]]:
 
 
 def _sizes(problem: Problem, name: str) -> tuple[float, float]:
-    """Return the largest of |f| and |gradient|, and of |gradient| alone, here and far away."""
+    """Return the largest of |f| and |gradient|, and of |gradient| alone, here and far away.
+
+    f counts as a slope: where the parameter is large, over the largest step of differences.
+    """
+    unit = max(1.0, FIRST_STEP * float(np.max(np.abs(problem.point[name]))))
     values, slopes = [], []
     for point in (problem.point, *far_away(problem.point)):
         slopes.append(float(np.max(np.abs(problem.gradients(point)[name]))))
-        values.append(abs(float(problem.f(moved(point, {}, 0.0)))))
+        values.append(abs(float(problem.f(moved(point, {}, 0.0)))) / unit)
     slope = max((x for x in slopes if np.isfinite(x)), default=0.0)
     return max((x for x in (*values, slope) if np.isfinite(x)), default=0.0), slope

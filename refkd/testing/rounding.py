@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refkd.testing.derivatives import STEP, one_ulp_away
-from refkd.testing.differences import Noise, measure_noise
+from refkd.testing.differences import FIRST_STEP, Noise, measure_noise
 from refkd.testing.directions import Direction, Point, RandomDirection, slope
 from refkd.testing.problem import Leaves, Problem
 
@@ -65,11 +65,19 @@ class Rounding:
         return max(found)
 
     def size(self, direction: Direction) -> float:
-        """Return the size of f and of its slopes along ``direction``, here and far away."""
-        return max(
-            float(np.max(np.abs(u), initial=0)) * max(self._magnitudes[name], self._magnitudes[""])
-            for name, u in direction.items()
-        )
+        """Return the size of f and of its slopes along ``direction``, here and far away.
+
+        f counts as a slope: where a parameter is large, over the largest step that
+        differences take. Where it is so small that its product with a complex step
+        underflows, slopes are lost as well.
+        """
+        found = []
+        for name, u in direction.items():
+            size = float(np.max(np.abs(self._problem.point[name]), initial=0))
+            slope = max(self._magnitudes[name], self._magnitudes[""] / max(1.0, FIRST_STEP * size))
+            lost = UNDERFLOW / _EPS if 0 < size <= UNDERFLOW else 0.0
+            found.append(float(np.max(np.abs(u), initial=0)) * max(slope, lost))
+        return max(found)
 
     @functools.cached_property
     def _magnitudes(self) -> dict[str, float]:
@@ -78,7 +86,7 @@ class Rounding:
         # that grows as fast as exp(x) what it is far away says nothing.
         problem = self._problem
         here = {"": abs(self._value), **_largest(problem.gradients(problem.point))}
-        inputs = max(float(np.max(np.abs(x), initial=0)) for x in problem.point.values())
+        inputs = max(float(np.max(np.abs(x), initial=0)) for x in problem.point.values()) or 1.0
         most = _GROWTH * max(*here.values(), inputs)
         found = dict(here)
         for far in far_away(problem.point):

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Direction", "Point", "RandomDirection", "Slope", "fill", "scaled", "slope", "unit"]
+__all__ = [
+    "Direction",
+    "Point",
+    "RandomDirection",
+    "Slope",
+    "fill",
+    "scaled",
+    "slope",
+    "slopes",
+    "total",
+    "unit",
+]
 
 Point = Mapping[str, NDArray[np.float64]]
 Direction = Mapping[str, NDArray[np.float64]]
@@ -56,6 +68,12 @@ class RandomDirection(Mapping[str, NDArray[np.float64]]):
         """Return the part of ``name``."""
         return self.scaled(name, 1.0)
 
+    def along(self, names: Iterable[str]) -> RandomDirection:
+        """Return the same direction through some of its parameters alone."""
+        part = copy.copy(self)
+        part._shapes = {name: self._shapes[name] for name in names}
+        return part
+
     def scaled(self, name: str, t: Any) -> NDArray[Any]:
         """Return ``t`` times the part of ``name``, in no more passes than without it."""
         rows, columns = self._factors[name]
@@ -101,7 +119,16 @@ class RandomDirection(Mapping[str, NDArray[np.float64]]):
 
 def slope(gradients: Mapping[str, NDArray[Any]], direction: Direction) -> Slope:
     """Return Σ g_i u_i and Σ |g_i u_i|."""
-    parts = [_slope(gradients[name], direction, name) for name in direction]
+    return total(slopes(gradients, direction).values())
+
+
+def slopes(gradients: Mapping[str, NDArray[Any]], direction: Direction) -> dict[str, Slope]:
+    """Return Σ g_i u_i and Σ |g_i u_i| over each parameter."""
+    return {name: _slope(gradients[name], direction, name) for name in direction}
+
+
+def total(parts: Collection[Slope]) -> Slope:
+    """Return the sum of slopes and of their sizes."""
     return Slope(math.fsum(p.value for p in parts), math.fsum(p.size for p in parts))
 
 

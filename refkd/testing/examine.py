@@ -24,7 +24,7 @@ from refkd.testing.complaints import (
     value_complaint,
 )
 from refkd.testing.derivatives import moved
-from refkd.testing.directions import Direction, Slope, slope
+from refkd.testing.directions import Direction, Slope, slopes, total
 from refkd.testing.problem import Problem
 from refkd.testing.report import Verdict
 from refkd.testing.structure import flatten
@@ -32,6 +32,7 @@ from refkd.testing.structure import flatten
 __all__ = ["Examination", "examine"]
 
 Owner: TypeAlias = "weakref.ReferenceType[NDArray[Any]]"
+Slopes: TypeAlias = Mapping[str, Slope]
 
 _SAME = 1e-9  # relative difference of two calls that is no rounding error
 _ELSEWHERE = 1e-3  # of the parameters' size
@@ -52,15 +53,15 @@ class Examination(NamedTuple):
         What is wrong with the functions even where the gradient is right.
     value : float
         f at the point.
-    slope : Slope
-        The gradient along the direction that was given.
+    slopes : dict of str to Slope
+        The gradient along the direction that was given, by parameter.
     notes : tuple of str
     """
 
     complaint: Complaint | None
     habit: Complaint | None = None
     value: float = math.nan
-    slope: Slope = Slope(math.nan, math.nan)
+    slopes: Mapping[str, Slope] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -98,7 +99,8 @@ def examine(problem: Problem, direction: Direction) -> Examination:
     if not problem.plain:
         value = problem.f(_copies(problem))
     # Two gradients of a large model at once are more memory than the check may take.
-    first, owners = slope(gradients, direction), _owners(gradients)
+    first: Slopes = slopes(gradients, direction)
+    owners = _owners(gradients)
     del gradients
     value, complaint = _second_value(problem, float(value))
     if complaint is not None:
@@ -131,13 +133,13 @@ def _second_value(problem: Problem, value: float) -> tuple[float, Complaint | No
 
 
 def _second_gradient(
-    problem: Problem, direction: Direction, first: Slope, owners: list[tuple[str, Owner]]
-) -> tuple[Slope, Complaint | None, Complaint | None]:
+    problem: Problem, direction: Direction, first: Slopes, owners: list[tuple[str, Owner]]
+) -> tuple[Slopes, Complaint | None, Complaint | None]:
     """Compare with the gradient that is returned after f was called at another point.
 
     Returns
     -------
-    slope : Slope
+    slopes : dict of str to Slope
         The gradient along ``direction``.
     complaint, habit : Complaint or None
     """
@@ -146,34 +148,39 @@ def _second_gradient(
         warnings.simplefilter("ignore")
         problem.f(moved(problem.point, direction, _ELSEWHERE))
     gradients = problem.gradients(problem.point)
-    second = slope(gradients, direction)
+    second = slopes(gradients, direction)
     habit = _recycled(problem, direction, owners, gradients)
     del gradients
-    if problem.replayed or _same(first.value, second.value, first.size):
-        third = slope(problem.gradients(problem.point), direction) if problem.replayed else second
-        if _same(second.value, third.value, second.size):
+    if problem.replayed or _agree(first, second):
+        third = slopes(problem.gradients(problem.point), direction) if problem.replayed else second
+        if _agree(second, third):
             return second, None, habit
     else:
         problem.f(_copies(problem))
-        third = slope(problem.gradients(problem.point), direction)
-        if _same(first.value, third.value, first.size):
+        third = slopes(problem.gradients(problem.point), direction)
+        if _agree(first, third):
             reason = (
                 "it seems to use what the last call of f stored: let it compute all it needs "
                 "from its arguments"
             )
             return first, _differ("grad", first, second, reason), habit
         problem.replayed = True
-        second, third = (slope(problem.gradients(problem.point), direction) for _ in range(2))
-        if _same(second.value, third.value, second.size):
+        second, third = (slopes(problem.gradients(problem.point), direction) for _ in range(2))
+        if _agree(second, third):
             return second, None, habit
     return first, _differ("grad", second, third, _REPLAY), habit
 
 
-def _differ(name: str, a: Slope, b: Slope, reason: str) -> Complaint:
+def _agree(a: Slopes, b: Slopes) -> bool:
+    first, second = total(a.values()), total(b.values())
+    return _same(first.value, second.value, first.size)
+
+
+def _differ(name: str, a: Slopes, b: Slopes, reason: str) -> Complaint:
     return Complaint(
         Verdict.NONDETERMINISTIC,
         f"two calls of {name} at one point differ: along a random direction they give "
-        f"{a.value:.17g} and {b.value:.17g}; {reason}",
+        f"{total(a.values()).value:.17g} and {total(b.values()).value:.17g}; {reason}",
     )
 
 

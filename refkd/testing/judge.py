@@ -92,7 +92,7 @@ def _compared(
                 report, kinked = every_entry(problem, reference, limits, settings.seed), False
             else:
                 report, kinked = along_directions(
-                    problem, reference, limits, joint, examination.slope
+                    problem, reference, limits, joint, examination.slopes
                 )
         except UnsuitableError as error:
             reasons.append(str(error))

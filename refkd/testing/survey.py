@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from refkd.testing.compare import Comparer, Finding, gravest
 from refkd.testing.differences import Estimate
-from refkd.testing.directions import RandomDirection, Slope
+from refkd.testing.directions import RandomDirection, Slope, total
 from refkd.testing.explain import explain
 from refkd.testing.kinks import FarSlopes, far_from_slopes
 from refkd.testing.problem import Problem
@@ -19,6 +21,7 @@ from refkd.testing.report import Comparison, GradReport, ParameterReport, Verdic
 
 __all__ = ["Limits", "along_directions", "every_entry"]
 
+_SMALL = 4.0  # digits, by which a parameter's terms are less than all
 _HALF = 0.5  # a scaled error that passes only where both derivatives are zero
 _SAMPLED = 16  # entries for a guess where not all are compared
 _MESSAGES = {
@@ -82,9 +85,16 @@ def every_entry(problem: Problem, reference: Reference, limits: Limits, seed: in
 
 
 def along_directions(
-    problem: Problem, reference: Reference, limits: Limits, joint: RandomDirection, along: Slope
+    problem: Problem,
+    reference: Reference,
+    limits: Limits,
+    joint: RandomDirection,
+    along: Mapping[str, Slope],
 ) -> tuple[GradReport, bool]:
     """Compare along one direction of all parameters; where that fails, along one for each.
+
+    Parameters whose terms are small beside those of the others are compared once more,
+    along with those about as small: in the joint slope they may be lost.
 
     Returns
     -------
@@ -92,25 +102,45 @@ def along_directions(
     kinked : bool
         Whether f has a kink along the direction.
     """
-    estimate = reference.verify(joint, quick=True)
-    # The gradient along it is known from the first calls, and need not be kept.
-    finding = Comparer({}, reference, *limits).along(joint, along, estimate)
-    kinked = bool(finding.estimate.jump)
-    notes = [_kink_note("a random direction", finding.estimate)] if kinked else []
-    if finding.verdict in (Verdict.PASS, Verdict.KINK):
-        findings = [finding]
-        parameters = [_parameter(problem, name, finding.verdict) for name in problem.point]
-    else:
+    comparer = Comparer({}, reference, *limits)
+    notes: list[str] = []
+    findings: list[Finding] = []
+    suspects: list[str] = []
+    verdicts = dict.fromkeys(problem.point, Verdict.PASS)
+    kinked = False
+    for names in (list(joint), *_small(along)):
+        direction = joint.along(names)
+        # The gradient along it is known from the first calls, and need not be kept.
+        terms = total([along[name] for name in names])
+        finding = comparer.along(direction, terms, reference.verify(direction, quick=True))
+        verdicts.update(dict.fromkeys(names, finding.verdict))
+        if finding.estimate.jump:
+            kinked = True
+            notes.append(_kink_note("a random direction", finding.estimate))
+        if reference.unseen:
+            notes.append(_unseen_note(reference.unseen))
+        if finding.verdict in (Verdict.PASS, Verdict.KINK):
+            findings.append(finding)
+            continue
+        coarse = reference.method != "complex" and finding.verdict is Verdict.NOISY_REFERENCE
+        if findings and coarse:
+            notes.append(_lost_note(names))
+        else:
+            suspects += names
+        if not findings:
+            break
+    parameters = [_parameter(problem, name, verdict) for name, verdict in verdicts.items()]
+    if suspects:
         comparer = Comparer(problem.gradients(problem.point), reference, *limits)
         found = {
             name: comparer.parameter(name, RandomDirection(problem.point, [name], 0))
-            for name, x in problem.point.items()
-            if x.size > 0
+            for name in suspects
+            if problem.point[name].size > 0
         }
-        findings = list(found.values())
+        findings += found.values()
         parameters = [
-            _parameter(problem, name, *(found[name][:2] if name in found else (Verdict.PASS,)))
-            for name in problem.point
+            _parameter(problem, p.name, *found[p.name][:2]) if p.name in found else p
+            for p in parameters
         ]
     report = _concluded(
         problem, reference, "directional", limits.tolerance, findings, parameters, notes
@@ -118,6 +148,17 @@ def along_directions(
     if report.verdict is Verdict.WRONG_GRADIENT and report.worst is not None:
         report = replace(report, explanation=_sampled(problem, comparer, report.worst))
     return report, kinked
+
+
+def _small(along: Mapping[str, Slope]) -> list[list[str]]:
+    """Return the parameters whose terms are small beside the others', about equal ones together."""
+    whole = total(along.values()).size
+    groups: dict[int, list[str]] = {}
+    for name, part in along.items():
+        smallness = -math.log10(max(part.size / whole, 1e-99)) if whole else 0.0
+        if smallness > _SMALL:
+            groups.setdefault(min(int((smallness - _SMALL) / 3), 3), []).append(name)
+    return [groups[k] for k in sorted(groups)]
 
 
 def _sampled(problem: Problem, comparer: Comparer, worst: Comparison) -> str:
@@ -202,3 +243,17 @@ def _far_note(name: str, far: FarSlopes) -> str:
 def _kink_note(place: str, estimate: Estimate) -> str:
     left, right = estimate.slopes
     return f"along {place} the slope jumps from {left:.6g} to {right:.6g} at the point itself"
+
+
+def _unseen_note(share: float) -> str:
+    return (
+        f"a term of f that the complex step loses (abs, conj, .real, a cast) would show if it were "
+        f"more than {share:.0e} of the slope"
+    )
+
+
+def _lost_note(names: list[str]) -> str:
+    return (
+        f"next to nothing of the slope comes from {', '.join(names[:3])}"
+        f"{' ...' if len(names) > 3 else ''}: too little for differences to tell"
+    )

@@ -54,7 +54,7 @@ def notes_of_failure(
 ) -> list[str]:
     """Return what hypothesis adds to the failure of "no example meets the condition"."""
 
-    @QUIET
+    @settings(QUIET, max_examples=2000)  # enough that one is drawn that meets the condition
     @given(strategy)
     def no_example(drawn: Any) -> None:
         if condition(drawn):

@@ -106,8 +106,8 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if held:
-        handler(*held[0])
+        if held:
+            handler(*held[0])
 
 
 def device(

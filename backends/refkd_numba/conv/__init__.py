@@ -284,14 +284,11 @@ def backward_input(dy: NDArray[Any], weight: Array, g: ConvSizes) -> NDArray[Any
     padding = tuple(
         d * (k - 1) - z for d, k, z in zip(g.dilation, g.kernel_size, g.padding, strict=True)
     )
-    packed = None
     if _is_winograd(g):
-        packed = _winograd_panels(weight, flipped=True)
-    elif g.stride == (1, 1):
-        packed = _panels(weight, g.groups, flipped=True)
-    if packed is not None and packed.algorithm == "winograd":
-        _winograd(dy, packed, _NO_BIAS, dx, padding, False)
-    elif packed is not None and packed.finite:
+        _winograd(dy, _winograd_panels(weight, flipped=True), _NO_BIAS, dx, padding, False)
+        return as_images(dx)
+    packed = _panels(weight, g.groups, flipped=True) if g.stride == (1, 1) else None
+    if packed is not None and packed.finite:
         adjoint = steps._replace(pad_h=padding[0], pad_w=padding[1])
         _direct(dy, packed, _NO_BIAS, dx, adjoint, False, worth=_is_worth(g))
     else:
@@ -358,6 +355,7 @@ def _direct(
 
 
 def _scattered(dy: NDArray[Any], weight: Array, dx: NDArray[Any], g: ConvSizes) -> None:
+    """Write dx by products with dy that are scattered over the pixels they come from."""
     grouped = np.moveaxis(weight, 1, -1).reshape(g.groups, -1, *g.kernel_size, weight.shape[1])
     block = strided.block_rows(*g.output_size, g.taps)
     threads = _threads(g)
